@@ -1,0 +1,1 @@
+"""Data sets: disk layout -> records -> batches. Never imports src."""
