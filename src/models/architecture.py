@@ -1,0 +1,116 @@
+"""What a CLIP's image tower looks like, read from its configuration before any weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datamodules.errors import UserError
+
+STAGES = 4
+
+# Settings of open_clip's vision_cfg under which a tower is not the plain ViT whose blocks the dual path reads.
+_NOT_PLAIN = {
+    "attentional_pool": "pools with attention",
+    "final_ln_after_pool": "normalises after pooling",
+    "qk_norm": "normalises queries and keys",
+    "scaled_cosine_attn": "uses cosine attention",
+    "scale_heads": "scales its heads",
+    "scale_attn_inner": "normalises inside its attention",
+    "scale_attn": "normalises after its attention",
+    "scale_fc": "normalises inside its MLP",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The image tower's measures.
+
+    Attributes:
+        name: open_clip's model name.
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels.
+        depth: number of transformer blocks, a multiple of the four stages.
+        width: channels of the tower's tokens (W).
+        embed_dim: channels of the joint embedding (D).
+    """
+
+    name: str
+    image_size: int
+    patch_size: int
+    depth: int
+    width: int
+    embed_dim: int
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side; P is its square."""
+        return self.image_size // self.patch_size
+
+
+def read_architecture(name: str, config: Mapping[str, Any], image_size: int | None = None) -> Architecture:
+    """Take the measures from an open_clip model configuration and refuse towers that the dual path can't run.
+
+    Args:
+        name: the model's name, for messages.
+        config: open_clip's JSON: `embed_dim`, `vision_cfg`, `text_cfg`.
+        image_size: another input size than the configuration's, in pixels; None keeps it.
+
+    Raises:
+        UserError: the tower is no plain ViT, its depth can't be cut into four stages, or the image size does not fit
+            the patches.
+    """
+    vision = config["vision_cfg"]
+    _require_plain_vit(name, vision)
+    depth, patch_size = int(vision.get("layers", 12)), vision.get("patch_size", 16)
+    if depth % STAGES:
+        raise UserError(
+            f"backbone {name} has {depth} blocks, which can't be cut into {STAGES} equal stages; "
+            f"choose a tower whose depth is a multiple of {STAGES}, such as ViT-B-16-plus-240"
+        )
+    own_size = vision.get("image_size", 224)
+    if not isinstance(patch_size, int) or not (image_size or isinstance(own_size, int)):
+        raise UserError(f"backbone {name}: expected square patches and images, found {patch_size} and {own_size}")
+    size = image_size or own_size
+    if size < patch_size or size % patch_size:
+        below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
+        raise UserError(
+            f"image_size must be a multiple of the patch size {patch_size} of {name}, but got {size}; "
+            f"nearest: {' or '.join(str(s) for s in (below, above) if s)}"
+        )
+    return Architecture(name, size, patch_size, depth, int(vision.get("width", 768)), int(config["embed_dim"]))
+
+
+def check_feature_layers(feature_layers: Sequence[int], architecture: Architecture) -> None:
+    """Check that the levels are block numbers, counted from 1, in rising order.
+
+    Raises:
+        UserError: a number is out of range, or the numbers don't rise.
+    """
+    layers, depth = list(feature_layers), architecture.depth
+    if not layers or min(layers) < 1 or max(layers) > depth:
+        raise UserError(
+            f"model.feature_layers must be block numbers from 1 to {depth} for {architecture.name}, but got {layers}"
+        )
+    if layers != sorted(set(layers)):
+        raise UserError(f"model.feature_layers must rise and not repeat, but got {layers}")
+
+
+def _require_plain_vit(name: str, vision: Mapping[str, Any]) -> None:
+    """Name what is not plain about the tower, if anything."""
+    if vision.get("timm_model_name"):
+        reason = f"is timm's {vision['timm_model_name']}"
+    elif isinstance(vision.get("layers"), (list, tuple)):
+        reason = "is a ResNet"
+    elif vision.get("block_type") not in (None, "default"):
+        reason = f"has blocks of type {vision['block_type']}"
+    elif vision.get("pool_type", "tok") != "tok":
+        reason = f"pools by '{vision['pool_type']}' instead of its CLS token"
+    else:
+        reason = next((text for key, text in _NOT_PLAIN.items() if vision.get(key)), "")
+    if reason:
+        raise UserError(
+            f"backbone {name} can't run: its image tower {reason}, and the dual path needs open_clip's plain ViT; "
+            "choose one such as ViT-B-16-plus-240, ViT-B-16, ViT-L-14 or ViT-L-14-336"
+        )

@@ -1,0 +1,184 @@
+"""A frozen CLIP from open_clip, untouched. This is the one file that imports open_clip.
+
+B images, P patches, W width of the image tower, D joint embedding, K sentences.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip import factory
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.errors import UserError
+from src.models.architecture import Architecture, read_architecture
+from src.models.weights import Weights, locate_weights
+
+SENTENCES_PER_BATCH = 256
+
+
+class BackboneSource(NamedTuple):
+    """A backbone that has been looked up and checked, but not loaded.
+
+    Attributes:
+        architecture: measures of the image tower at the chosen image size.
+        config: open_clip's model configuration.
+        own_config: whether `config` is the user's file and not one that open_clip ships.
+        weights: the file, its preprocessing statistics and its activation.
+    """
+
+    architecture: Architecture
+    config: dict[str, Any]
+    own_config: bool
+    weights: Weights
+
+
+def find_backbone(
+    name: str, pretrained: str | None, config: str | None = None, image_size: int | None = None
+) -> BackboneSource:
+    """Look a backbone up: its architecture first, since that is cheap, then its weights' file (downloaded if need be).
+
+    Args:
+        name: open_clip model name; with `config`, the name under which the own architecture is registered.
+        pretrained: one of open_clip's tags, the path of a weights file, or None for random weights.
+        config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`).
+        image_size: side of the input in pixels; None is the architecture's own.
+
+    Raises:
+        UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
+    """
+    model_config = _read_config(Path(config)) if config else open_clip.get_model_config(name)
+    if model_config is None:
+        raise UserError(
+            f"backbone.name must be one of open_clip's models, but got '{name}'; such as "
+            "ViT-B-16-plus-240, ViT-B-16, ViT-L-14, ViT-L-14-336 (all: `open_clip.list_models()`), "
+            "or give an own architecture by backbone.config=/path/to/architecture.json"
+        )
+    architecture = read_architecture(name, model_config, image_size)
+    weights = locate_weights(
+        name,
+        pretrained,
+        tag_config=open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None,
+        known_tags=open_clip.list_pretrained_tags_by_model(name),
+        download=open_clip.download_pretrained,
+    )
+    return BackboneSource(architecture, model_config, config is not None, weights)
+
+
+class Backbone(nn.Module):
+    """open_clip's model, frozen and in evaluation mode for good.
+
+    Args:
+        source: what `find_backbone` found.
+
+    Raises:
+        UserError: the weights file can't be read, or does not fit the architecture.
+    """
+
+    def __init__(self, source: BackboneSource) -> None:
+        super().__init__()
+        self.architecture = source.architecture
+        name, weights = source.architecture.name, source.weights
+        with _registered(name, source.config if source.own_config else None):
+            try:
+                self.clip = open_clip.create_model(
+                    name,
+                    pretrained=str(weights.path) if weights.path else None,
+                    force_image_size=source.architecture.image_size,
+                    force_quick_gelu=weights.quick_gelu,
+                )
+            except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+                raise UserError(_explain_failure(name, weights.path, error)) from error
+            except Exception as error:  # pickle and safetensors raise types of their own
+                if weights.path is None:
+                    raise
+                raise UserError(_explain_failure(name, weights.path, error)) from error
+            self.tokenizer = open_clip.get_tokenizer(name)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode: Lightning calls this for the whole module at each epoch."""
+        del mode
+        return super().train(False)
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The image tower's residual attention blocks, first to last."""
+        return list(self.clip.visual.transformer.resblocks)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch, position and CLS embedding: images (B, 3, H, W), normalised -> tokens (B, 1+P, W)."""
+        tokens: Tensor = self.clip.visual._embeds(images)
+        return tokens
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Final norm and visual projection of every token: (B, 1+P, W) -> (B, 1+P, D)."""
+        projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
+        return projected
+
+    @torch.no_grad()
+    def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
+        """Unit-length embeddings of sentences, on the backbone's device: K strings -> (K, D) float32."""
+        device = self.clip.logit_scale.device
+        embeddings = []
+        for start in range(0, len(sentences), SENTENCES_PER_BATCH):
+            tokens = self.tokenizer(list(sentences[start : start + SENTENCES_PER_BATCH])).to(device)
+            embeddings.append(self.clip.encode_text(tokens).float())
+        return F.normalize(torch.cat(embeddings), dim=-1)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """An own architecture's JSON."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON: {error}"
+        raise UserError(f"backbone.config: can't read {path} ({reason})") from error
+    missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if not isinstance(config, dict) or k not in config]
+    if missing:
+        raise UserError(f"backbone.config: {path} must have embed_dim, vision_cfg and text_cfg; missing: {missing}")
+    return dict(config)
+
+
+@contextmanager
+def _registered(name: str, config: dict[str, Any] | None) -> Iterator[None]:
+    """Let open_clip know an own architecture as `name` for a while; its own entry of that name comes back after.
+
+    open_clip's registry names an architecture after its file, so the file is written under the wanted name.
+    """
+    if config is None:
+        yield
+        return
+    shipped = factory._MODEL_CONFIGS.get(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(path)
+        try:
+            yield
+        finally:
+            factory._MODEL_CONFIG_PATHS.remove(path)
+            factory._MODEL_CONFIGS.pop(name, None)
+            if shipped is not None:
+                factory._MODEL_CONFIGS[name] = shipped
+
+
+def _explain_failure(name: str, path: Path | None, error: Exception) -> str:
+    """One line for what open_clip says over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[:2]) if lines else type(error).__name__
+    if path is None:
+        return f"backbone {name} can't be built: {reason}"
+    return (
+        f"can't load the weights {path} into {name}: {reason[:300]}; expected a state dict of that architecture "
+        "(.pt, .bin or .safetensors), check backbone.name and backbone.config"
+    )

@@ -1,0 +1,79 @@
+"""From token grids to smooth maps at the image's size.
+
+B images, P = g * g patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import isqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TRUNCATE = 4.0
+
+
+def to_grid(values: Tensor) -> Tensor:
+    """Patch values in row order as an image: (B, P, C) -> (B, C, g, g)."""
+    batch, patches, channels = values.shape
+    side = isqrt(patches)
+    return values.transpose(1, 2).reshape(batch, channels, side, side)
+
+
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Smooth maps as scipy.ndimage.gaussian_filter does (mode `reflect`, truncate 4), on the maps' device.
+
+    The filter is separable, and one dimension of it is a banded matrix into which the reflected border is folded: two
+    matrix products, exact for any radius, also one that is larger than the map.
+
+    Args:
+        maps: (B, H, W).
+        sigma: standard deviation in pixels; 0 returns the maps as they are.
+
+    Returns:
+        (B, H, W).
+    """
+    if sigma == 0:
+        return maps
+    height, width = maps.shape[-2:]
+    rows = _blur_matrix(height, float(sigma)).to(maps)  # (H, H)
+    columns = _blur_matrix(width, float(sigma)).to(maps)  # (W, W)
+    return rows @ maps @ columns.T
+
+
+@lru_cache(maxsize=32)
+def _blur_matrix(size: int, sigma: float) -> Tensor:
+    """The one-dimensional filter as a matrix (size, size) in float64: out = matrix @ signal."""
+    radius = int(TRUNCATE * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel /= kernel.sum()
+    # scipy's `reflect` repeats the edge pixel (d c b a | a b c d | d c b a): a period of twice the size.
+    source = (torch.arange(size)[:, None] + offsets[None, :]).remainder(2 * size)
+    source = torch.where(source < size, source, 2 * size - 1 - source)  # (size, 2 * radius + 1)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, source, kernel.expand(size, -1))
+
+
+def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Bring maps to the size at which they are compared with masks, bilinearly.
+
+    Args:
+        maps: (B, H, W).
+        masks: (B, h, w), or B masks (h, w) of sizes of their own.
+
+    Returns:
+        Maps of the masks' sizes, as a tensor or as a list like `masks`.
+    """
+    if isinstance(masks, Tensor):
+        return _resize(maps, (masks.shape[-2], masks.shape[-1]))
+    return [_resize(one[None], (mask.shape[-2], mask.shape[-1]))[0] for one, mask in zip(maps, masks, strict=True)]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

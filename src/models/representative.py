@@ -1,0 +1,94 @@
+"""Representative vector selection: one unit vector for the K sentences of a side (CLIP-AD, section 3.1).
+
+K sentences, D embedding. Every method takes unit-length rows (K, D) and returns a vector (D,), not yet normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import DBSCAN, MeanShift
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KernelDensity
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.errors import UserError
+
+KDE_BANDWIDTH = 0.3
+MEAN_SHIFT_BANDWIDTH = 2.0
+REPRESENTATIVES = ("mean", "pca", "kde", "dbscan", "mean_shift")
+
+Array = NDArray[np.float64]
+
+
+def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, Any]) -> Tensor:
+    """Reduce a side's sentences to one vector.
+
+    Args:
+        embeddings: (K, D), unit-length rows.
+        method: one of `REPRESENTATIVES`.
+        dbscan: `eps` and `min_samples`; they belong to the data set whose classes are embedded.
+
+    Returns:
+        (D,), unit length, on the device of `embeddings`, float32.
+
+    Raises:
+        UserError: unknown method, or DBSCAN finds no cluster.
+    """
+    methods: dict[str, Callable[[Array], Array]] = {
+        "mean": lambda rows: rows.mean(axis=0),
+        "pca": first_component_scores,
+        "kde": density_weighted_mean,
+        "dbscan": partial(largest_cluster_mean, eps=float(dbscan["eps"]), min_samples=int(dbscan["min_samples"])),
+        "mean_shift": mean_shift_mean,
+    }
+    if method not in methods:
+        raise UserError(f"model.representative must be one of {', '.join(REPRESENTATIVES)}, but got '{method}'")
+    vector = methods[method](embeddings.double().cpu().numpy())
+    return F.normalize(torch.as_tensor(vector, dtype=torch.float64), dim=0).to(embeddings.device, torch.float32)
+
+
+def first_component_scores(rows: Array) -> Array:
+    """Scores of the D entries on the first principal component of the D x K matrix, its sign turned to the mean's."""
+    scores: Array = PCA(n_components=1, svd_solver="full").fit_transform(rows.T)[:, 0]  # (D,)
+    return scores if scores @ rows.mean(axis=0) >= 0 else -scores
+
+
+def density_weighted_mean(rows: Array) -> Array:
+    """Mean weighted by each row's gaussian kernel density among all rows."""
+    log_density: Array = KernelDensity(kernel="gaussian", bandwidth=KDE_BANDWIDTH).fit(rows).score_samples(rows)
+    weights = np.exp(log_density - log_density.max())  # (K,), the factor that is left out cancels
+    mean: Array = weights @ rows / weights.sum()
+    return mean
+
+
+def largest_cluster_mean(rows: Array, eps: float, min_samples: int) -> Array:
+    """Mean of DBSCAN's largest cluster."""
+    labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
+    if (labels < 0).all():
+        raise UserError(
+            f"dbscan found no cluster among {len(rows)} sentences with eps={eps} and min_samples={min_samples}; "
+            "raise dbscan.eps or lower dbscan.min_samples of the data set, or choose model.representative=mean"
+        )
+    return _mean_of_largest(rows, labels)
+
+
+def mean_shift_mean(rows: Array) -> Array:
+    """Mean of mean-shift's largest cluster, which on unit vectors is the plain mean.
+
+    Two unit vectors are at most 2 apart, the bandwidth: every seed sees every row, so one seed finds what all would.
+    """
+    return _mean_of_largest(rows, MeanShift(bandwidth=MEAN_SHIFT_BANDWIDTH, seeds=rows[:1]).fit_predict(rows))
+
+
+def _mean_of_largest(rows: Array, labels: NDArray[np.int64]) -> Array:
+    """Mean over the cluster with most members; label -1 is noise and no cluster."""
+    largest = np.bincount(labels[labels >= 0]).argmax()
+    mean: Array = rows[labels == largest].mean(axis=0)
+    return mean

@@ -1,0 +1,87 @@
+"""SDP: frozen CLIP, staged dual path, feature surgery. Nothing is trained.
+
+B images, P patches, D embedding, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.errors import UserError
+from src.models.backbone import Backbone
+from src.models.dual_path import DualPath, FeatureTap, Level
+from src.models.maps import gaussian_blur, to_grid
+from src.models.method import Method, Scores
+from src.models.prompts import Prompts
+from src.models.surgery import surgery_similarity
+from src.models.text import PromptEnsemble
+
+CLIP_TEMPERATURE = 100.0
+
+
+class SDP(Method):
+    """Staged Dual-Path (CLIP-AD, https://arxiv.org/abs/2311.00453, section 3).
+
+    Args:
+        backbone: the frozen CLIP.
+        prompts: the sentences of a class.
+        feature_layers: the blocks after which the two paths are read, counted from 1.
+        feature_tap: `reference` (the authors' code) or `block_output` (the equations), see `DualPath`.
+        smoothing_sigma: standard deviation of the gaussian over the map, in pixels of the model's image size.
+        representative: how a side's sentence embeddings become one vector.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    name = "sdp"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Prompts,
+        feature_layers: Sequence[int],
+        feature_tap: FeatureTap,
+        smoothing_sigma: float,
+        representative: str,
+    ) -> None:
+        super().__init__()
+        if smoothing_sigma < 0:
+            raise UserError(f"model.smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
+        self.text = PromptEnsemble(backbone, prompts, representative)
+        self.dual_path = DualPath(backbone, feature_layers, feature_tap)
+        self.image_size = backbone.architecture.image_size
+        self.smoothing_sigma = smoothing_sigma
+
+    def forward(self, images: Tensor, text: Tensor) -> Scores:
+        """Score images (B, 3, H, W), given their text features (B, D, 2)."""
+        levels = self.dual_path(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._score(self.surgery_map(levels, text), levels, text)
+
+    def surgery_map(self, levels: Sequence[Level], text: Tensor) -> Tensor:
+        """The levels' anomalous similarities, summed and brought to the image's size, not smoothed: (B, H, W)."""
+        similarity = sum_similarities(levels, text)[:, 1:, 1:]  # (B, P, 1)
+        size = (self.image_size, self.image_size)
+        return F.interpolate(to_grid(similarity), size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def _score(self, raw_map: Tensor, levels: Sequence[Level], text: Tensor) -> Scores:
+        """Smooth a map and put the image-level terms beside it."""
+        anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
+        return Scores(anomaly_map, cls_probability(levels[-1], text), anomaly_map.amax(dim=(1, 2)))
+
+
+def sum_similarities(levels: Sequence[Level], text: Tensor) -> Tensor:
+    """Feature surgery at each level, summed over the levels: (B, 1+P, 2)."""
+    similarities = [surgery_similarity(F.normalize(level.surgery, dim=-1), text) for level in levels]
+    return torch.stack(similarities).sum(dim=0)
+
+
+def cls_probability(level: Level, text: Tensor) -> Tensor:
+    """Probability of the anomalous class from a level's CLS token, at CLIP's temperature: (B,)."""
+    cls_token = F.normalize(level.surgery[:, :1], dim=-1)  # (B, 1, D)
+    return F.softmax(CLIP_TEMPERATURE * cls_token @ text, dim=-1)[:, 0, 1]

@@ -1,0 +1,64 @@
+"""Text features: for a batch of class names, the normal and the anomalous direction.
+
+B images, D embedding, K sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import UserError
+from src.models.backbone import Backbone
+from src.models.prompts import Prompts
+from src.models.representative import REPRESENTATIVES, representative_vector
+
+
+class PromptEnsemble(nn.Module):
+    """One matrix (D, 2) a class, from its prompts; computed once and looked up for each image.
+
+    A text module of another method may have parameters: what counts is `prepare` and `forward`.
+
+    Args:
+        backbone: the frozen CLIP whose text tower embeds the sentences.
+        prompts: the sentences of a class.
+        representative: how the K embeddings of a side become one vector.
+
+    Raises:
+        UserError: unknown representative method.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Prompts, representative: str) -> None:
+        super().__init__()
+        if representative not in REPRESENTATIVES:
+            raise UserError(
+                f"model.representative must be one of {', '.join(REPRESENTATIVES)}, but got '{representative}'"
+            )
+        self.backbone = backbone
+        self.prompts = prompts
+        self.representative = representative
+        self._matrices: dict[str, Tensor] = {}
+
+    def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
+        """Embed the classes of one data set, before its first batch; what was prepared before is dropped.
+
+        Args:
+            class_names: every class that batches will ask for.
+            dbscan: `eps` and `min_samples` of the data set.
+        """
+        self._matrices = {name: self._embed_class(name, dbscan) for name in class_names}
+
+    def forward(self, class_names: Sequence[str]) -> Tensor:
+        """Matrices of a batch's classes: B names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""
+        return torch.stack([self._matrices[name] for name in class_names])
+
+    def _embed_class(self, class_name: str, dbscan: Mapping[str, Any]) -> Tensor:
+        """The matrix (D, 2) of one class."""
+        columns = [
+            representative_vector(self.backbone.encode_sentences(side), self.representative, dbscan)
+            for side in self.prompts.sentences(class_name)
+        ]
+        return torch.stack(columns, dim=1)  # (D, 2)
