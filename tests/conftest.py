@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import Cli
 from tests.golden_reference import Golden
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -30,3 +31,9 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def golden_a(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """The golden file with the published levels."""
     return Golden("a", tmp_path_factory.mktemp("golden_a"))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs a command in this process; results go below the test's folder."""
+    return Cli(monkeypatch, capsys, tmp_path)

@@ -82,8 +82,8 @@ class PredictionWriter(Callback):
         writer.writerow(COLUMNS)
         for row, image_score in zip(self._rows, image_scores, strict=True):
             label = "" if row.label is None else row.label
-            # Nine digits give back the very float32, and repr the very float64.
-            scores = (f"{row.cls_score:.9g}", f"{row.map_max:.9g}", repr(image_score))
+            # repr gives back the very number, whether it is read as float32 or float64.
+            scores = (repr(row.cls_score), repr(row.map_max), repr(image_score))
             writer.writerow((row.image_path, row.category, label, *scores))
         write_text(self.path, text.getvalue())
         self._rows = []

@@ -1,0 +1,36 @@
+# `make test` on a fresh machine: environment, lint, types, all tests. `make help` lists the rest.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install lint types fast test clean
+
+help:
+	@echo "make install  create $(VENV) and install with the tested versions (constraints.txt)"
+	@echo "make test     lint, type-check and run all tests, as CI does"
+	@echo "make fast     only the fast tests"
+	@echo "make clean    remove the environment and caches; results and data stay"
+
+install: $(VENV)/.installed
+
+# The stamp says with which requirements the environment was made.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+fast: install
+	$(BIN)/pytest
+
+test: lint types
+	$(BIN)/pytest -m "slow or not slow"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

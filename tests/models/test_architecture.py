@@ -1,0 +1,143 @@
+"""Which towers run, on open_clip's own configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import _build_vision_tower
+from open_clip.transformer import VisionTransformer
+
+from datamodules.errors import UserError
+from src.models.architecture import Architecture, check_feature_layers, read_architecture
+from tests.models.helpers import tiny_config
+
+
+def read(name: str, image_size: int | None = None) -> Architecture:
+    return read_architecture(name, open_clip.get_model_config(name), image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "measures"),
+    [
+        ("ViT-B-16-plus-240", (240, 16, 12, 896, 640)),
+        ("ViT-L-14", (224, 14, 24, 1024, 768)),
+        ("ViT-L-14-336", (336, 14, 24, 1024, 768)),
+        ("ViT-B-32", (224, 32, 12, 768, 512)),
+    ],
+)
+def test_plain_towers_have_the_published_measures(name: str, measures: tuple[int, ...]) -> None:
+    assert read(name) == Architecture(name, *measures)
+
+
+@pytest.mark.parametrize(("name", "side"), [("ViT-B-16-plus-240", 15), ("ViT-L-14-336", 24), ("ViT-B-32", 7)])
+def test_grid_size(name: str, side: int) -> None:
+    assert read(name).grid_size == side
+
+
+def test_what_is_left_out_has_open_clips_defaults() -> None:
+    config = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}
+    assert read_architecture("x", config) == Architecture("x", 224, 16, 12, 768, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50", "is a ResNet"),
+        ("ViT-B-16-SigLIP", "is timm's vit_base_patch16_siglip_224"),
+        ("EVA02-L-14", "is timm's eva02_large"),
+        ("coca_ViT-B-32", "pools with attention"),
+        ("ViT-L-14-CLIPA", "pools by 'avg'"),
+    ],
+)
+def test_other_towers_are_refused_by_name(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} can't run: its image tower {reason}.*ViT-B-16-plus-240"):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"block_type": "custom"},
+        {"qk_norm": True},
+        {"scaled_cosine_attn": True},
+        {"scale_heads": True},
+        {"scale_attn_inner": True},
+        {"scale_attn": True},
+        {"scale_fc": True},
+        {"final_ln_after_pool": True},
+        {"pool_type": "none"},
+    ],
+)
+def test_blocks_that_are_not_plain_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"backbone mine can't run"):
+        read_architecture("mine", tiny_config(**setting))
+
+
+def test_what_is_accepted_is_built_as_a_plain_vit_of_these_measures() -> None:
+    """All that open_clip ships, built without memory."""
+    accepted = 0
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        try:
+            architecture = read_architecture(name, config)
+        except UserError:
+            continue
+        with torch.device("meta"):
+            tower = _build_vision_tower(config["embed_dim"], config["vision_cfg"])
+        accepted += 1
+        assert type(tower) is VisionTransformer, name
+        assert (tower.pool_type, tower.attn_pool, tower.final_ln_after_pool) == ("tok", None, False), name
+        blocks = list(tower.transformer.resblocks)
+        assert {type(block.attn) for block in blocks} == {torch.nn.MultiheadAttention}, name
+        assert len(blocks) == architecture.depth, name
+        assert tower.proj.shape == (architecture.width, architecture.embed_dim), name
+        assert len(tower.positional_embedding) == 1 + architecture.grid_size**2, name
+    assert accepted >= 30
+
+
+@pytest.mark.parametrize("depth", [1, 6, 13])
+def test_depth_must_be_cut_into_four(depth: int) -> None:
+    with pytest.raises(UserError, match=rf"odd has {depth} blocks.*multiple of 4"):
+        read_architecture("odd", tiny_config(layers=depth))
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(30, "24 or 32"), (7, "8"), (33, "32 or 40")], ids=["between", "below a patch", "above"]
+)
+def test_image_size_must_be_a_multiple_of_the_patch(size: int, nearest: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"image_size must be a multiple.*8 of tiny, but got {size}; nearest: {nearest}$"
+    ):
+        read_architecture("tiny", tiny_config(), size)
+
+
+def test_image_size_overrides_the_configurations() -> None:
+    architecture = read("ViT-L-14-336", 518)
+    assert (architecture.image_size, architecture.grid_size) == (518, 37)
+
+
+def test_images_and_patches_must_be_square() -> None:
+    with pytest.raises(UserError, match="square"):
+        read_architecture("tiny", tiny_config(image_size=[32, 64]))
+    with pytest.raises(UserError, match="square"):
+        read_architecture("tiny", tiny_config(patch_size=[8, 4]))
+
+
+@pytest.mark.parametrize("layers", [[], [0], [-1, 3], [3, 6, 9, 13]])
+def test_feature_layers_out_of_range(layers: list[int]) -> None:
+    with pytest.raises(UserError, match=r"model\.feature_layers.*from 1 to 12 for ViT-B-32"):
+        check_feature_layers(layers, read("ViT-B-32"))
+
+
+@pytest.mark.parametrize("layers", [[6, 3], [3, 3, 6]])
+def test_feature_layers_that_do_not_rise(layers: list[int]) -> None:
+    with pytest.raises(UserError, match=r"model\.feature_layers must rise"):
+        check_feature_layers(layers, read("ViT-B-32"))
+
+
+@pytest.mark.parametrize("layers", [[12], [1, 2, 3], (3, 6, 9, 12)])
+def test_feature_layers_in_range_pass(layers: list[int]) -> None:
+    assert check_feature_layers(layers, read("ViT-B-32")) is None

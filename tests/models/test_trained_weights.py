@@ -1,0 +1,187 @@
+"""Trained parameters on disk, and what is said about files that don't fit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from datamodules.errors import UserError
+from src.models.backbone import Backbone
+from src.models.method import Method, Scores
+from src.models.projections import LevelProjections
+from src.models.sdp import SDP
+from src.models.sdp_plus import SDPPlus
+from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights, write_trained_weights
+from tests.models.helpers import PROMPTS
+
+ORIGIN: Origin = {
+    "model": {"feature_layers": [3, 6, 9, 12], "smoothing_sigma": 8.0},
+    "backbone": {"name": "tiny", "sha256": None},
+    "trained_on": {"name": "visa", "images": 2162},
+    "epochs": 5,
+}
+
+
+class Projections(Method):
+    """A method of projections alone, of any size."""
+
+    name = "projections"
+
+    def __init__(self, levels: int = 4, width: int = 32, embed_dim: int = 24) -> None:
+        super().__init__()
+        self.projections = LevelProjections(levels, width, embed_dim)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, images: Tensor, text: Tensor) -> Scores:
+        raise NotImplementedError
+
+
+def fitting(path: Path, method: Method | None = None) -> None:
+    load_trained_weights(method or Projections(), read_trained_weights(path), path)
+
+
+def assert_same(one: Method, other: Method) -> None:
+    a, b = one.trainable_parameters(), other.trainable_parameters()
+    assert a.keys() == b.keys()
+    assert len(a) == 8
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def reference_state(method: Projections) -> dict[str, Tensor]:
+    return method.projections.state_dict()
+
+
+def test_parameters_and_their_origin_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "sdp_plus.trained_on_visa.safetensors"
+    trained, other = Projections(), Projections()
+    write_trained_weights(path, trained, ORIGIN)
+    weights = read_trained_weights(path)
+    assert weights.origin == ORIGIN
+    load_trained_weights(other, weights, path)
+    assert_same(other, trained)
+    assert all(parameter.requires_grad for parameter in other.trainable_parameters().values())
+
+
+def test_a_real_sdp_plus_comes_back_without_its_tower(tiny: Backbone, tmp_path: Path) -> None:
+    one, other = (SDPPlus(tiny, PROMPTS, [3, 6, 9, 12], "reference", 8, "mean") for _ in range(2))
+    write_trained_weights(tmp_path / "w.safetensors", one, ORIGIN)
+    fitting(tmp_path / "w.safetensors", other)
+    assert_same(other, one)
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert set(file.keys()) == {f"projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+
+
+def test_the_papers_file_is_small(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_trained_weights(path, Projections(4, 896, 640), ORIGIN)
+    assert 4 * 2_296_320 < path.stat().st_size < 12e6
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_others_can_read_the_file_as_far_as_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    earlier = os.umask(umask)
+    try:
+        write_trained_weights(tmp_path / "w.safetensors", Projections(), ORIGIN)
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_lightning_checkpoint_is_read(tmp_path: Path) -> None:
+    trained, other = Projections(), Projections()
+    state = {f"method.{name}": p.detach() for name, p in trained.trainable_parameters().items()}
+    path = save(tmp_path / "last.ckpt", {"state_dict": state, "epoch": 4, "origin": ORIGIN, "optimizer_states": [{}]})
+    assert read_trained_weights(path).origin == ORIGIN
+    fitting(path, other)
+    assert_same(other, trained)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_the_references_file_is_read_and_says_nothing_about_itself(suffix: str, tmp_path: Path) -> None:
+    trained, other = Projections(), Projections()
+    path = save(tmp_path / f"epoch_5{suffix}", {"linear_layers": reference_state(trained)})
+    assert read_trained_weights(path).origin == {}
+    fitting(path, other)
+    assert_same(other, trained)
+
+
+def test_half_precision_parameters_are_widened(tmp_path: Path) -> None:
+    trained, other = Projections(), Projections()
+    fitting(
+        save(tmp_path / "w.pth", {"linear_layers": {k: v.half() for k, v in reference_state(trained).items()}}), other
+    )
+    for name, parameter in other.trainable_parameters().items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, trained.trainable_parameters()[name].half().float())
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.pth", tmp_path):
+        with pytest.raises(UserError, match=rf"ckpt_path: expected a file, but there is none at {path}$"):
+            read_trained_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04 cut short", b"N.", b"\x80\x04."])
+def test_garbage_is_named(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"garbage{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"ckpt_path: can't read .*garbage{suffix}"):
+        read_trained_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+def test_an_empty_file_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"empty{suffix}"
+    path.touch()
+    with pytest.raises(UserError, match=rf"ckpt_path: can't read .*empty{suffix}"):
+        read_trained_weights(path)
+
+
+@pytest.mark.parametrize("content", [{}, [], 3, {"model": {}}, {"linear_layers": [1]}, torch.zeros(2)])
+def test_another_content_is_refused(content: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ckpt_path: expected a Lightning checkpoint.*other\.pth is none of them"):
+        read_trained_weights(save(tmp_path / "other.pth", content))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    with pytest.raises(UserError, match="can't read"):
+        read_trained_weights(save(tmp_path / "evil.pth", {"linear_layers": Evil()}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_number_of_levels_is_refused(tmp_path: Path) -> None:
+    write_trained_weights(tmp_path / "w.safetensors", Projections(levels=3), ORIGIN)
+    with pytest.raises(UserError, match=r"w\.safetensors.*expected 8 tensors.*found 6.*model\.feature_layers"):
+        fitting(tmp_path / "w.safetensors")
+
+
+def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
+    write_trained_weights(tmp_path / "w.safetensors", Projections(width=48), ORIGIN)
+    method = Projections()
+    before = {name: p.clone() for name, p in method.trainable_parameters().items()}
+    with pytest.raises(UserError, match=r"fc\.0\.weight has shape \(24, 48\), expected \(24, 32\).*another backbone"):
+        fitting(tmp_path / "w.safetensors", method)
+    assert all(torch.equal(p, before[name]) for name, p in method.trainable_parameters().items())
+
+
+def test_a_method_that_trains_nothing_takes_no_checkpoint(tiny: Backbone, tmp_path: Path) -> None:
+    write_trained_weights(tmp_path / "w.safetensors", Projections(), ORIGIN)
+    with pytest.raises(UserError, match=r"model sdp has nothing to train.*remove ckpt_path"):
+        fitting(tmp_path / "w.safetensors", SDP(tiny, PROMPTS, [12], "reference", 8, "mean"))

@@ -1,0 +1,140 @@
+"""A user's mistake: one line that says what to do, exit code 1, nothing computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.models import weights
+from tests.cli import Cli, golden_backbone
+from tests.golden_reference import ROOT, Golden
+
+
+@pytest.fixture(scope="session")
+def mvtec(golden_a: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return golden_a.write_mvtec(tmp_path_factory.mktemp("errors") / "mvtec")
+
+
+@pytest.fixture
+def options(golden_a: Golden, mvtec: Path) -> list[str]:
+    return [*golden_backbone(golden_a), f"test_data.root={mvtec}", "prompts.templates=['a {}.']"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["test_data.root=/nowhere"], ["/nowhere", "ground_truth"]),
+        (["test_data.categories=[bottel]"], ["bottel", "candle", "pcb1"]),
+        (["+exp=sdp_cifar"], ["sdp_cifar", "sdp_visa"]),
+        (["model=sdpp"], ["sdpp", "sdp_plus"]),
+        (["model.x=3"], ["model.x"]),
+        (["+model.x=3"], ["model.x", "feature_layers"]),
+        (["model.feature_layers=[3,13]"], ["1 to 12", "13"]),
+        (["model.feature_layers=[6,3]"], ["[6, 3]"]),
+        (["model.feature_tap=last"], ["reference", "block_output", "last"]),
+        (["model.representative=median"], ["mean_shift", "median"]),
+        (["model.smoothing_sigma=-1"], ["smoothing_sigma", "-1"]),
+        (["model.representative=dbscan", "test_data.dbscan.eps=1e-9"], ["no cluster", "dbscan.eps"]),
+        (["backbone.pretrained=/nowhere/weights.pt"], ["/nowhere/weights.pt"]),
+        (["backbone.config=/nowhere/a.json"], ["/nowhere/a.json"]),
+        (["backbone.config=null", "backbone.name=ViT-B-17"], ["ViT-B-17", "ViT-B-16"]),
+        (["backbone.config=null", "backbone.name=RN50"], ["RN50", "ResNet"]),
+        (["backbone.config=null", "backbone.name=ViT-B-16-SigLIP"], ["ViT-B-16-SigLIP", "timm"]),
+        (["test_data.image_size=81"], ["81", "80"]),
+        (["test_data.eval_size=big"], ["eval_size", "native"]),
+        (["test_data.transforms=weird"], ["weird", "augment"]),
+        (["model=sdp_plus"], ["ckpt_path", "src.train"]),
+        (["model=sdp_plus", "ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+        (["ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+        (["trainer=gpu"], ["gpu"]),
+        (["+trainer.num_nodes=2"], ["trainer.devices=1"]),
+        (["trainer.precision=8"], ["8"]),
+        (["prompts.templates=['no place']"], ["no place"]),
+    ],
+)
+def test_evaluation(cli: Cli, options: list[str], overrides: list[str], expected: list[str]) -> None:
+    message = cli.error("eval", *options, *overrides)
+    for part in expected:
+        assert part in message
+    assert not (cli.folder / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=sdp_plus"], ["train_data"]),
+        (["model=sdp_plus", "data@train_data=mvtec", "train_data.root=/nowhere"], ["/nowhere"]),
+        (["model=sdp_plus", "data@train_data=mvtec", "train_data.split=train"], ["has none"]),
+        (["model=sdp_plus", "data@train_data=mvtec", "train_data.image_size=160"], ["image_size", "160"]),
+        (["model=sdp_plus", "data@train_data=mvtec", "val_categories=[bottle]"], ["bottle", "candle"]),
+        (["model=sdp_plus", "data@train_data=mvtec", "ckpt_path=x.ckpt"], ["ckpt_path", "paths.output_dir"]),
+    ],
+)
+def test_training(cli: Cli, options: list[str], mvtec: Path, overrides: list[str], expected: list[str]) -> None:
+    good = next(mvtec.glob("*/test/good/*.png"))
+    train = mvtec / good.parts[-4] / "train" / "good"
+    train.mkdir(parents=True, exist_ok=True)
+    shutil.copy(good, train)
+    message = cli.error("train", *options, f"paths.data_dir={mvtec.parent}", *overrides)
+    for part in expected:
+        assert part in message
+
+
+def test_checkpoint_of_another_shape(cli: Cli, options: list[str], golden_a: Golden, tmp_path: Path) -> None:
+    checkpoint = golden_a.write_reference_checkpoint(tmp_path / "four_levels.pth")
+    sdp_plus = [*options, "model=sdp_plus"]
+    message = cli.error("eval", *sdp_plus, f"ckpt_path={checkpoint}", "model.feature_layers=[6,12]")
+    assert "feature_layers" in message
+    narrow = {name: value[..., :32].clone() for name, value in golden_a.linear_state.items()}
+    torch.save({"linear_layers": narrow}, tmp_path / "narrow.pth")
+    assert "another backbone" in cli.error("eval", *sdp_plus, f"ckpt_path={tmp_path / 'narrow.pth'}")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    assert "text.ckpt" in cli.error("eval", *sdp_plus, f"ckpt_path={tmp_path / 'text.ckpt'}")
+
+
+def test_weights_of_another_architecture(cli: Cli, options: list[str], golden_a: Golden, tmp_path: Path) -> None:
+    settings = json.loads(golden_a.config_path.read_text())
+    settings["vision_cfg"]["width"] = 64
+    other = tmp_path / "narrow.json"
+    other.write_text(json.dumps(settings))
+    message = cli.error("eval", *options, f"backbone.config={other}")
+    assert str(golden_a.weights_path) in message
+    assert "backbone.config" in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_named(
+    cli: Cli, options: list[str], golden_a: Golden, tmp_path: Path, workers: int
+) -> None:
+    root = golden_a.write_mvtec(tmp_path / "mvtec")
+    victim = sorted(root.glob("pcb1/test/*/*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:2000])
+    message = cli.error("eval", *options, f"test_data.root={root}", f"test_data.num_workers={workers}")
+    assert str(victim) in message
+
+
+def test_without_network_the_tag_is_named(
+    cli: Cli, golden_a: Golden, mvtec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_reachable", lambda url: False)
+    message = cli.error("eval", f"test_data.root={mvtec}", "trainer=cpu")
+    assert "laion400m_e31" in message
+    assert "backbone.pretrained=/path/to/weights" in message
+
+
+@pytest.mark.slow
+def test_a_fresh_process_says_it_in_one_line(tmp_path: Path) -> None:
+    for command in ("train", "eval", "predict"):
+        arguments = [sys.executable, "-m", f"src.{command}", "+foo=3", f"paths.output_dir={tmp_path / command}"]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(done.stderr.splitlines()) == 1
+        assert "Traceback" not in done.stderr + done.stdout
+        assert not list((tmp_path / command).glob("*"))

@@ -1,0 +1,242 @@
+"""Runs on the golden images and on real ones: what they do, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from src.models.backbone import Backbone
+from tests.cli import Cli, Finished, golden_backbone
+from tests.golden_reference import Golden
+
+# A twentieth of the sentences: these tests are not about the text.
+FEW_PROMPTS = ["prompts.templates=['a photo of a {}.']", "model.representative=mean"]
+METRICS = ("image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
+
+
+@pytest.fixture(scope="session")
+def two_data_sets(golden_a: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden images as a small MVTec, and beside it a plain folder `own` of three of them."""
+    root = tmp_path_factory.mktemp("data")
+    mvtec = golden_a.write_mvtec(root / "mvtec")
+    (root / "own").mkdir()
+    for path in sorted(mvtec.glob("candle/test/*/*.png")):
+        (root / "own" / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+@pytest.fixture
+def options(golden_a: Golden, two_data_sets: Path) -> list[str]:
+    return [*golden_backbone(golden_a), *FEW_PROMPTS, f"paths.data_dir={two_data_sets}"]
+
+
+TRAIN_ON_PCB = ["data@train_data=mvtec", "train_data.categories=[pcb1]", "train_data.num_workers=0"]
+TEST_CANDLE = ["test_data.categories=[candle]", "model=sdp_plus"]
+
+
+def losses(run: Finished) -> list[float]:
+    """The mean loss of each epoch."""
+    with next(run.folder.glob("csv/version_*/metrics.csv")).open(newline="") as file:
+        return [float(row["train/loss_epoch"]) for row in csv.DictReader(file) if row.get("train/loss_epoch")]
+
+
+def test_what_an_evaluation_leaves(cli: Cli, options: list[str], golden_a: Golden) -> None:
+    run = cli.ok("eval", "+exp=sdp_mvtec", *options)
+    assert {path.name for path in run.folder.iterdir()} == {"metrics.json", "predictions.csv", "provenance.json", "csv"}
+    assert set(run.metrics["categories"]) == {"candle", "pcb1"}
+    for name in METRICS:
+        values = [category[name] for category in run.metrics["categories"].values()]
+        assert run.metrics["mean"][name] == pytest.approx(sum(values) / 2)
+        assert all(0 <= value <= 1 for value in values)
+    assert len(run.predictions) == 6
+    provenance = run.provenance
+    assert provenance["seed"] == 42
+    assert provenance["config"]["model"]["feature_layers"] == [3, 6, 9, 12]
+    assert provenance["data"]["test"]["categories"]["candle"]["images"] == 3
+    assert len(provenance["backbone"]["sha256"]) == 64
+    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert provenance["protocol"]["trained_on"] is None
+    assert provenance["finished"]
+    for category in ("candle", "pcb1"):
+        assert f"│ {category}" in run.out
+
+
+def test_a_finished_run_is_not_overwritten(cli: Cli, options: list[str]) -> None:
+    run = cli.ok("eval", "+exp=sdp_mvtec", *options)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert "holds a finished run" in cli.error("eval", "+exp=sdp_mvtec", *options)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_training_and_evaluation_agree(cli: Cli, options: list[str], golden_a: Golden) -> None:
+    trained = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=8", "optimizer.lr=1e-3")
+    falling = losses(trained)
+    assert len(falling) == 8
+    assert falling[-1] < 0.8 * falling[0]
+    assert trained.out.startswith(
+        "train MVTec AD (test split, 3 images of pcb1) -> test MVTec AD (3 images of candle)\n"
+    )
+
+    projections = trained.folder / "sdp_plus.trained_on_mvtec.safetensors"
+    with safe_open(projections, framework="pt") as file:
+        origin = json.loads(file.metadata()["origin"])
+    assert origin["trained_on"]["categories"] == ["pcb1"]
+    assert origin["epochs"] == 8
+    for name, checkpoint in (("last", trained.folder / "checkpoints" / "last.ckpt"), ("projections", projections)):
+        tested = cli.ok("eval", *options, *TEST_CANDLE, f"ckpt_path={checkpoint}", name=name)
+        assert tested.metrics == trained.metrics
+        assert tested.predictions == trained.predictions
+        assert tested.provenance["protocol"]["trained_on"]["categories"] == ["pcb1"]
+
+
+def test_training_leaves_the_tower_alone(
+    cli: Cli, options: list[str], golden_a: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Backbone] = []
+    before: list[dict[str, torch.Tensor]] = []
+    original = Backbone.__init__
+
+    def keep(self: Backbone, *args: object) -> None:
+        original(self, *args)  # type: ignore[arg-type]
+        built.append(self)
+        before.append({name: value.clone() for name, value in self.state_dict().items()})
+
+    monkeypatch.setattr(Backbone, "__init__", keep)
+    run = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=2")
+    after = built[0].state_dict()
+    assert before[0].keys() == after.keys()
+    assert all(torch.equal(before[0][name], after[name]) for name in after)
+    saved = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == {f"method.projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+
+
+def test_one_seed_gives_one_result(cli: Cli, options: list[str]) -> None:
+    train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=2", "train_data.transforms=augment"]
+    first, again, other = (
+        cli.ok("train", *train, f"seed={seed}", name=name) for name, seed in (("a", 7), ("b", 7), ("c", 8))
+    )
+    assert (first.folder / "metrics.json").read_bytes() == (again.folder / "metrics.json").read_bytes()
+    assert first.predictions == again.predictions
+    assert first.predictions != other.predictions
+
+
+def test_leakage_is_refused_unless_allowed(cli: Cli, options: list[str]) -> None:
+    leaking = [*options, "model=sdp_plus", *TRAIN_ON_PCB, "trainer.max_epochs=1"]
+    message = cli.error("train", *leaking)
+    assert "pcb1" in message
+    assert "allow_leakage=true" in message
+    allowed = cli.ok("train", *leaking, "allow_leakage=true", name="allowed")
+    assert allowed.provenance["protocol"]["leaked_categories"] == ["pcb1"]
+    checkpoint = f"ckpt_path={allowed.folder / 'checkpoints' / 'last.ckpt'}"
+    assert "pcb1" in cli.error("eval", *options, "model=sdp_plus", checkpoint, name="later")
+
+
+def test_held_out_categories_select_the_epoch(
+    cli: Cli, options: list[str], two_data_sets: Path, tmp_path: Path
+) -> None:
+    benchmark = tmp_path / "benchmark"
+    source = two_data_sets / "mvtec" / "candle"
+    for path in source.rglob("*.png"):
+        copy = benchmark / "bottle" / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    train = [*options, "model=sdp_plus", f"test_data.root={benchmark}", "data@train_data=mvtec", "optimizer.lr=3e-3"]
+    run = cli.ok(
+        "train",
+        *train,
+        "train_data.num_workers=0",
+        "val_categories=[candle]",
+        "select=pixel_AP",
+        "trainer.max_epochs=4",
+        "allow_leakage=true",
+    )
+    with next(run.folder.glob("csv/version_*/metrics.csv")).open(newline="") as file:
+        scores = [float(row["val/pixel_AP"]) for row in csv.DictReader(file) if row.get("val/pixel_AP")]
+    assert len(scores) == 4
+    trained = run.provenance["trained_weights"]
+    assert trained["selected_by"] == "pixel_AP"
+    assert trained["epochs"] == 1 + max(range(4), key=lambda epoch: scores[epoch])
+    assert run.provenance["protocol"]["trained_on"]["held_out"] == ["candle"]
+    assert run.provenance["protocol"]["trained_on"]["images"] == 3
+    assert "val_categories" in cli.error("train", *train, "select=pixel_AP", name="nothing_held_out")
+    assert "pixel_AUPRO" in cli.error("train", *train, "val_categories=[candle]", "select=auroc", name="no_metric")
+
+
+def test_an_unfinished_run_is_resumed(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=4"]
+    whole = cli.ok("train", *train, name="whole")
+
+    from src.models.sdp_plus import SDPPlus
+
+    loss, calls = SDPPlus.loss, []
+
+    def power_cut(self: SDPPlus, *args: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return loss(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SDPPlus, "loss", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            cli("train", *train, name="cut")
+    assert "optimizer.lr" in cli.error("train", *train, "optimizer.lr=1", name="cut")
+    resumed = cli.ok("train", *train, name="cut")
+    assert resumed.metrics == whole.metrics
+    assert resumed.predictions == whole.predictions
+    assert len(resumed.provenance["resumed"]) == 1
+    assert len(losses(resumed)) == 2  # epochs 1 and 2 stand in the log of the first part
+
+
+def test_predict_needs_no_labels(cli: Cli, options: list[str], two_data_sets: Path) -> None:
+    own = [f"test_data.root={two_data_sets / 'own'}", "test_data.category=candle"]
+    run = cli.ok("predict", *options, *own, "save_maps=true")
+    assert not (run.folder / "metrics.json").exists()
+    assert [row["label"] for row in run.predictions] == ["", "", ""]
+    for row in run.predictions:
+        assert float(row["image_score"]) == float(row["cls_score"]) + float(row["map_max"])
+        assert (run.folder / "maps" / "candle" / row["image_path"]).with_suffix(".npy").is_file()
+    message = cli.error("eval", "data@test_data=folder", *options, *own, name="nothing_to_test")
+    assert "src.predict" in message
+
+
+def test_a_category_with_one_class_has_no_metrics(cli: Cli, options: list[str], two_data_sets: Path) -> None:
+    own = ["data@test_data=folder", f"test_data.root={two_data_sets}", "test_data.category=candle"]
+    run = cli.ok("eval", *options, *own, "test_data.normal_dir=own")
+    assert run.metrics["mean"] == {}
+    assert run.metrics["categories"]["candle"] == {}
+    assert len(run.predictions) == 3
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_all_four_experiments_on_real_images(cli: Cli, golden_a: Golden, real_data: Path) -> None:
+    options = [*golden_backbone(golden_a), f"paths.data_dir={real_data}"]
+    lines = {
+        "sdp_mvtec": "no training (frozen CLIP) -> test MVTec AD (58 images of bottle, screw)",
+        "sdp_visa": "no training (frozen CLIP) -> test VisA (80 images of capsules, macaroni1)",
+        "sdp_plus_mvtec": (
+            "train VisA (test split, 80 images of capsules, macaroni1) -> test MVTec AD (58 images of bottle, screw)"
+        ),
+        "sdp_plus_visa": (
+            "train MVTec AD (test split, 58 images of bottle, screw) -> test VisA (80 images of capsules, macaroni1)"
+        ),
+    }
+    for name, line in lines.items():
+        training = ["train_data.num_workers=0"] if "plus" in name else []
+        run = cli.ok("train", f"+exp={name}", *options, *training, name=name)
+        assert run.out.splitlines()[0] == line
+        assert set(METRICS) <= set(run.metrics["mean"])
+        assert len(run.predictions) == (80 if name.endswith("visa") else 58)
+        if training:
+            assert losses(run)[-1] < losses(run)[0]
+            weights = next(run.folder.glob("sdp_plus.trained_on_*.safetensors"))
+            tested = cli.ok("eval", f"+exp={name}", *options, f"ckpt_path={weights}", name=f"{name}_again")
+            assert tested.metrics == run.metrics
+    # Known of these images (and the reason for eval_size): 20 masks of macaroni1, most of them tiny.
+    assert run.metrics["categories"]["macaroni1"]["vanished_masks"] > 0
