@@ -31,9 +31,9 @@ def test_the_published_experiments_are_there() -> None:
     assert {"sdp_mvtec", "sdp_visa", "sdp_plus_mvtec", "sdp_plus_visa"} <= set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["train", "eval"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_for_every_command(experiment: str, command: str) -> None:
+def test_every_experiment_composes(experiment: str, command: str) -> None:
     config = validate(composed(command, f"+exp={experiment}"))
     # <model>_<benchmark that is reported>
     model, benchmark = experiment.rsplit("_", 1)
@@ -42,6 +42,13 @@ def test_every_experiment_composes_for_every_command(experiment: str, command: s
     assert (config.train_data is not None) == (model == "sdp_plus")
     if config.train_data is not None:
         assert get_class(config.train_data._target_).name != benchmark
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_prediction_takes_an_experiments_model_and_own_images(experiment: str) -> None:
+    config = validate(composed("predict", f"+exp={experiment}", "test_data.root=/my/images"))
+    assert config.test_data._target_ == "datamodules.folder.Folder"
+    assert config.model == composed("eval", f"+exp={experiment}").model
 
 
 def test_the_papers_defaults() -> None:
