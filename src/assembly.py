@@ -9,6 +9,7 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import AnomalyDataModule
@@ -62,15 +63,17 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     train_data = _build_data(config.train_data, config.val_categories) if with_training else None
     assert test_data is not None
     source = _find_backbone(config, test_data, train_data)
+    backbone = _describe_backbone(source)
     seed_everything(config.seed, workers=True, verbose=False)
-    method = _build_method(config, source)
+    method: Method = instantiate(config.model, backbone=Backbone(source), prompts=instantiate(config.prompts))
     trainable = bool(method.trainable_parameters())
     if not trainable:
         train_data = None
-    trains = trainable and with_training
-    if trains:
-        _require_training_data(method, train_data, config)
-    origin = _describe_origin(config, source, train_data) if trains else _load_weights(config, method)
+    if trainable and with_training:
+        trained_on = describe_use(_training_data(method, train_data, config))
+        origin = Origin(model=plain(config)["model"], backbone=backbone, trained_on=dict(trained_on))
+    else:
+        origin = _load_weights(config, method, backbone)
     protocol = Protocol(trainable, cast("DataUse | None", origin.get("trained_on")), describe_use(test_data))
     module = AnomalyModule(
         method,
@@ -80,9 +83,9 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         val_categories=list(config.val_categories) if train_data else [],
         origin=origin,
     )
-    trainer = build_trainer(config, folder.path, trains=trains)
+    trainer = build_trainer(config, folder.path, trains=train_data is not None)
     run = Run(config, folder, protocol, test_data, train_data, module, trainer)
-    folder.provenance |= _describe(run, source)
+    folder.provenance |= _describe(run, backbone)
     return run
 
 
@@ -119,13 +122,8 @@ def _find_backbone(
     return source
 
 
-def _build_method(config: DictConfig, source: BackboneSource) -> Method:
-    method: Method = instantiate(config.model, backbone=Backbone(source), prompts=instantiate(config.prompts))
-    return method
-
-
-def _require_training_data(method: Method, train_data: AnomalyDataModule | None, config: DictConfig) -> None:
-    """Refuse to train without data, without masks, or from a checkpoint."""
+def _training_data(method: Method, train_data: AnomalyDataModule | None, config: DictConfig) -> AnomalyDataModule:
+    """The data to train on, which has to be there, with masks; and training starts from nothing."""
     if train_data is None:
         raise UserError(
             f"model {method.name} trains, but there is no train_data; add data@train_data=visa (or mvtec), "
@@ -138,9 +136,10 @@ def _require_training_data(method: Method, train_data: AnomalyDataModule | None,
             "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
             "its folder as paths.output_dir"
         )
+    return train_data
 
 
-def _load_weights(config: DictConfig, method: Method) -> Origin:
+def _load_weights(config: DictConfig, method: Method, backbone: dict[str, Any]) -> Origin:
     """Load trained parameters if there are any to load, and say where they come from."""
     if not config.ckpt_path:
         if method.trainable_parameters():
@@ -152,22 +151,35 @@ def _load_weights(config: DictConfig, method: Method) -> Origin:
     path = Path(config.ckpt_path).expanduser()
     weights = read_trained_weights(path)
     load_trained_weights(method, weights, path)
+    _warn_of_other_settings(weights.origin, config, backbone)
     return weights.origin
 
 
-def _describe_origin(config: DictConfig, source: BackboneSource, train_data: AnomalyDataModule | None) -> Origin:
-    """What the trained parameters will say about themselves."""
-    assert train_data is not None
-    model = plain(config)["model"]
+def _warn_of_other_settings(origin: Origin, config: DictConfig, backbone: dict[str, Any]) -> None:
+    """Projections fit any tower and tap of their shape, but mean something only where they were trained."""
+    trained_with = origin.get("model", {})
+    changed = [key for key in ("feature_layers", "feature_tap") if trained_with.get(key) != config.model.get(key)]
+    if trained_with and changed:
+        rank_zero_warn(f"{config.ckpt_path} was trained with another {' and '.join('model.' + key for key in changed)}")
+    if origin.get("backbone") and origin["backbone"]["sha256"] != backbone["sha256"]:
+        rank_zero_warn(f"{config.ckpt_path} was trained with other backbone weights ({origin['backbone']['file']})")
+
+
+def _describe_backbone(source: BackboneSource) -> dict[str, Any]:
+    """Which CLIP it is, by the hash of its weights' file."""
     path = source.weights.path
-    backbone = {"name": source.architecture.name, "sha256": sha256_of(path) if path else None}
-    return Origin(model=model, backbone=backbone, trained_on=dict(describe_use(train_data)))
+    return {
+        "name": source.architecture.name,
+        "tag": source.weights.tag,
+        "file": str(path) if path else None,
+        "sha256": sha256_of(path) if path else None,
+    }
 
 
-def _describe(run: Run, source: BackboneSource) -> dict[str, Any]:
+def _describe(run: Run, backbone: dict[str, Any]) -> dict[str, Any]:
     """What is known before the run, for provenance.json."""
+    checkpoint = run.config.ckpt_path
     data = {"test": run.test_data, "train": run.train_data}
-    path, checkpoint = source.weights.path, run.config.ckpt_path
     return {
         "command": provenance.describe_command(),
         "protocol": run.protocol.describe(),
@@ -180,11 +192,6 @@ def _describe(run: Run, source: BackboneSource) -> dict[str, Any]:
             for role, used in data.items()
             if used is not None
         },
-        "backbone": {
-            "name": source.architecture.name,
-            "tag": source.weights.tag,
-            "file": str(path) if path else None,
-            "sha256": sha256_of(path) if path else None,
-        },
+        "backbone": backbone,
         "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
     }

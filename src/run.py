@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.assembly import Run, assemble, plain
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
-from src.report.table import log_table, print_table
+from src.report.table import close_loggers, log_table, print_table
 from src.trainer import selected_checkpoint
 
 METRICS_FILE = "metrics.json"
@@ -18,26 +21,25 @@ def train(config: DictConfig) -> None:
     """Train the model if it has something to train, then test it."""
     run = assemble(config, with_training=True)
     _check_test(run)
-    _announce(run, run.protocol.line)
-    if run.train_data is not None:
-        _fit(run)
-    _test(run)
+    with _announced(run, run.protocol.line):
+        if run.train_data is not None:
+            _fit(run)
+        _test(run)
 
 
 def evaluate(config: DictConfig) -> None:
     """Test the model; `train_data` is not opened."""
     run = assemble(config, with_training=False)
     _check_test(run)
-    _announce(run, run.protocol.line)
-    _test(run)
+    with _announced(run, run.protocol.line):
+        _test(run)
 
 
 def predict(config: DictConfig) -> None:
     """Score images; labels and masks are not needed."""
     run = assemble(config, with_training=False)
-    _announce(run, f"predict {run.test_data.title} ({len(run.test_data.records)} images)")
-    run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
-    _finish(run)
+    with _announced(run, f"predict {run.test_data.title} ({len(run.test_data.records)} images)"):
+        run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
 
 
 COMMANDS = {"train": train, "eval": evaluate, "predict": predict}
@@ -53,12 +55,19 @@ def _check_test(run: Run) -> None:
         run.protocol.refuse_leakage()
 
 
-def _announce(run: Run, line: str) -> None:
-    """Say what the run is: on the terminal, in its folder and to the loggers."""
+@contextmanager
+def _announced(run: Run, line: str) -> Iterator[None]:
+    """Say what the run is, on the terminal, in its folder and to the loggers; afterwards mark it as finished."""
     print(line, flush=True)
     run.folder.write()
-    for logger in run.trainer.loggers:
-        logger.log_hyperparams({"protocol": line, **plain(run.config)})
+    try:
+        for logger in run.trainer.loggers:
+            logger.log_hyperparams({"protocol": line, **plain(run.config)})
+        yield
+        run.folder.finish()
+        print(f"results in {run.folder.path}", flush=True)
+    finally:
+        close_loggers(run.trainer.loggers)
 
 
 def _fit(run: Run) -> None:
@@ -84,9 +93,3 @@ def _test(run: Run) -> None:
     print_table(result, run.protocol.line)
     log_table(result, run.trainer.loggers)
     write_json(run.folder.path / METRICS_FILE, result)
-    _finish(run)
-
-
-def _finish(run: Run) -> None:
-    run.folder.finish()
-    print(f"results in {run.folder.path}")

@@ -38,6 +38,13 @@ def log_table(result: BenchmarkResult, loggers: Iterable[Logger]) -> None:
             logger.log_table("test/categories", columns=[str(name) for name in header], data=rows)
 
 
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """End W&B's run, which otherwise lasts as long as the process and would take in a sweep's next trial."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
     """A header, a row a category and a row of means: values in [0, 1], None where the data can't give a metric."""
     shown = [name for name in METRIC_NAMES if name in result["mean"]]

@@ -1,0 +1,93 @@
+"""experiments -> src -> datamodules, never back; and what may import what is heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("src", "datamodules", "experiments")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+HEAVY = ("torch", "lightning", "torchmetrics", "open_clip", "albumentations")
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every module a file imports, at any depth of its code; of `from a import b` both `a` and `a.b`."""
+    own = module_name(file).split(".")
+    package = own if file.name == "__init__.py" else own[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports_any(file: Path, *packages: str) -> bool:
+    return any(name.split(".")[0] in packages for name in imports_of(file))
+
+
+def files_of(module: str) -> list[Path]:
+    return [file for file in FILES if f"{module_name(file)}.".startswith(f"{module}.")]
+
+
+def reached_from(module: str) -> set[Path]:
+    """The files of a package, and the project's own files that they import, directly or not."""
+    by_name = {module_name(file): file for file in FILES}
+    todo, reached = files_of(module), set[Path]()
+    while todo:
+        file = todo.pop()
+        if file not in reached:
+            reached.add(file)
+            todo += [by_name[name] for name in imports_of(file) if name in by_name]
+    return reached
+
+
+def test_the_reader_of_imports_sees_all_forms(tmp_path: Path) -> None:
+    file = ROOT / "src" / "models" / "sdp.py"
+    assert {"torch", "src.models.surgery", "src.models.surgery.surgery_similarity"} <= imports_of(file)
+    assert len(files_of("src.models")) > 10
+    assert ROOT / "datamodules" / "errors.py" in reached_from("src.models")
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("datamodules", ("src", "experiments")),
+        ("src", ("experiments", "tests")),
+        ("src.models", ("lightning", "pytorch_lightning", "hydra", "omegaconf")),
+        ("src.metrics", ("lightning", "pytorch_lightning", "hydra", "omegaconf", "open_clip")),
+    ],
+)
+def test_directions(module: str, forbidden: tuple[str, ...]) -> None:
+    files = files_of(module)
+    assert files
+    assert [str(file.relative_to(ROOT)) for file in files if imports_any(file, *forbidden)] == []
+
+
+def test_models_reach_lightning_and_hydra_by_no_detour() -> None:
+    reached = reached_from("src.models")
+    assert [file.name for file in reached if imports_any(file, "lightning", "pytorch_lightning", "hydra")] == []
+
+
+def test_one_file_imports_open_clip() -> None:
+    importing = [str(file.relative_to(ROOT)) for file in FILES if imports_any(file, "open_clip")]
+    assert importing == ["src/models/backbone.py"]
+
+
+def test_the_way_to_help_imports_nothing_heavy() -> None:
+    code = f"import sys, src, src.cli, datamodules; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
