@@ -1,5 +1,7 @@
 """The one exception that is shown to a user as a single line."""
 
+_LONGEST_REASON = 300
+
 
 class UserError(Exception):
     """A mistake that the user can mend.
@@ -15,3 +17,9 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         line = message.rpartition(f"{__name__}.UserError: ")[2]
         super().__init__(" ".join(line.splitlines()).strip())
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what another library says, or the kind of its error if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__

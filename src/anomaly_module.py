@@ -9,6 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from datamodules.errors import UserError
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.models.maps import resize_like
 from src.models.method import Method, Scores
@@ -62,8 +63,16 @@ class AnomalyModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the trained parameters only
 
     def forward(self, batch: Batch) -> Scores:
-        """Score a batch."""
+        """Score a batch.
+
+        Raises:
+            UserError: a score is not finite; a ranking with such a score would mean nothing.
+        """
         scores: Scores = self.method(batch["image"], self.method.text(batch["category"]))
+        finite = scores.anomaly_map.isfinite().all(dim=(1, 2)) & scores.cls_score.isfinite()  # (B,)
+        if not finite.all():
+            name = batch["image_path"][int(finite.int().argmin())]
+            raise UserError(f"the scores of {name} are not finite; try trainer.precision=32, or check the weights")
         return scores
 
     def configure_optimizers(self) -> Optimizer:

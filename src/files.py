@@ -12,14 +12,14 @@ from typing import Any
 def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary name beside `path`, then rename; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8."""
-    write_bytes(path, text.encode())
+    """Write UTF-8; a file name in another encoding comes out as the bytes it was."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, content: Any) -> None:

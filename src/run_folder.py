@@ -11,9 +11,10 @@ from src.files import write_json
 from src.report.provenance import PROVENANCE_FILE, now
 
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
-# What may change between a run and its continuation: it says how to compute and where to write, not what.
-_FREE_KEYS = ("paths", "logger", "callbacks")
-_FIXED_TRAINER_KEYS = ("max_epochs", "precision")
+# What may change between a run and its continuation: it says how to compute and where things are, not what they are.
+_FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
+_FREE_KEYS = tuple(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers"))
+_FIXED_TRAINER_KEYS = ("trainer.max_epochs", "trainer.precision")
 
 
 class RunFolder:
@@ -60,22 +61,28 @@ class RunFolder:
         self.write(finished=now())
 
     def _read_provenance(self) -> dict[str, Any]:
+        path = self.path / PROVENANCE_FILE
         try:
-            content = json.loads((self.path / PROVENANCE_FILE).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"can't read {self.path / PROVENANCE_FILE} ({error}); choose another paths.output_dir"
-            ) from error
-        return dict(content)
+            raise UserError(f"can't read {path} ({error}); choose another paths.output_dir") from error
+        if not isinstance(content, dict) or not {"started", "resumed", "config"} <= content.keys():
+            raise UserError(f"{path} is no provenance of a run; choose another paths.output_dir")
+        return content
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the numbers, as flat dotted keys."""
-    fixed = {key: value for key, value in config.items() if key not in (*_FREE_KEYS, "trainer")}
-    fixed["trainer"] = {key: config["trainer"].get(key) for key in _FIXED_TRAINER_KEYS}
-    return _flat(json.loads(json.dumps(fixed)))
+    return {key: value for key, value in _flat(config).items() if _decides(key)}
+
+
+def _decides(key: str) -> bool:
+    group = key.partition(".")[0]
+    if group == "trainer":
+        return key in _FIXED_TRAINER_KEYS
+    return group not in _FREE_GROUPS and key not in _FREE_KEYS
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,6 +42,11 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
         (["+model.x=3"], ["model.x", "feature_layers"]),
         (["model.feature_layers=[3,13]"], ["1 to 12", "13"]),
         (["model.feature_layers=[6,3]"], ["[6, 3]"]),
+        (["model.feature_layers=3"], ["list of block numbers", "3"]),
+        (["model.feature_layers=[3.5]"], ["list of block numbers", "3.5"]),
+        (["model.smoothing_sigma=wide"], ["smoothing_sigma", "wide"]),
+        (["model.representative=dbscan", "test_data.dbscan.eps=0"], ["eps above 0"]),
+        (["backbone.name=hf-hub:me/tiny"], ["hf-hub:me/tiny"]),
         (["model.feature_tap=last"], ["reference", "block_output", "last"]),
         (["model.representative=median"], ["mean_shift", "median"]),
         (["model.smoothing_sigma=-1"], ["smoothing_sigma", "-1"]),
@@ -51,6 +56,7 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
         (["backbone.config=null", "backbone.name=ViT-B-17"], ["ViT-B-17", "ViT-B-16"]),
         (["backbone.config=null", "backbone.name=RN50"], ["RN50", "ResNet"]),
         (["backbone.config=null", "backbone.name=ViT-B-16-SigLIP"], ["ViT-B-16-SigLIP", "timm"]),
+        (["test_data.image_size=0"], ["image_size", "0"]),
         (["test_data.image_size=81"], ["81", "80"]),
         (["test_data.eval_size=big"], ["eval_size", "native"]),
         (["test_data.transforms=weird"], ["weird", "augment"]),
@@ -103,6 +109,14 @@ def test_checkpoint_of_another_shape(cli: Cli, options: list[str], golden_a: Gol
     assert "another backbone" in cli.error("eval", *sdp_plus, f"ckpt_path={tmp_path / 'narrow.pth'}")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     assert "text.ckpt" in cli.error("eval", *sdp_plus, f"ckpt_path={tmp_path / 'text.ckpt'}")
+
+
+def test_scores_that_are_no_numbers(cli: Cli, options: list[str], golden_a: Golden, tmp_path: Path) -> None:
+    broken = {name: value * torch.nan for name, value in golden_a.linear_state.items()}
+    torch.save({"linear_layers": broken}, tmp_path / "nan.pth")
+    message = cli.error("eval", *options, "model=sdp_plus", f"ckpt_path={tmp_path / 'nan.pth'}")
+    assert "candle/test/" in message
+    assert "not finite" in message
 
 
 def test_weights_of_another_architecture(cli: Cli, options: list[str], golden_a: Golden, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from src.models.backbone import Backbone
+from src.models.backbone import Backbone, BackboneSource
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
@@ -37,6 +37,33 @@ def options(golden_a: Golden, two_data_sets: Path) -> list[str]:
 
 TRAIN_ON_PCB = ["data@train_data=mvtec", "train_data.categories=[pcb1]", "train_data.num_workers=0"]
 TEST_CANDLE = ["test_data.categories=[candle]", "model=sdp_plus"]
+
+
+class Towers:
+    """Every backbone that the runs of a test build, with a copy of its weights as they were loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded: list[tuple[Backbone, dict[str, torch.Tensor]]] = []
+        build = Backbone.__init__
+
+        def build_and_keep(backbone: Backbone, source: BackboneSource) -> None:
+            build(backbone, source)
+            self.loaded.append((backbone, {name: value.clone() for name, value in backbone.state_dict().items()}))
+
+        monkeypatch.setattr(Backbone, "__init__", build_and_keep)
+
+    def are_untouched(self) -> bool:
+        assert self.loaded
+        return all(
+            torch.equal(backbone.state_dict()[name], value)
+            for backbone, state in self.loaded
+            for name, value in state.items()
+        )
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> Towers:
+    return Towers(monkeypatch)
 
 
 def losses(run: Finished) -> list[float]:
@@ -94,23 +121,9 @@ def test_training_and_evaluation_agree(cli: Cli, options: list[str], golden_a: G
         assert tested.provenance["protocol"]["trained_on"]["categories"] == ["pcb1"]
 
 
-def test_training_leaves_the_tower_alone(
-    cli: Cli, options: list[str], golden_a: Golden, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built: list[Backbone] = []
-    before: list[dict[str, torch.Tensor]] = []
-    original = Backbone.__init__
-
-    def keep(self: Backbone, *args: object) -> None:
-        original(self, *args)  # type: ignore[arg-type]
-        built.append(self)
-        before.append({name: value.clone() for name, value in self.state_dict().items()})
-
-    monkeypatch.setattr(Backbone, "__init__", keep)
+def test_training_leaves_the_tower_alone(cli: Cli, options: list[str], towers: Towers) -> None:
     run = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=2")
-    after = built[0].state_dict()
-    assert before[0].keys() == after.keys()
-    assert all(torch.equal(before[0][name], after[name]) for name in after)
+    assert towers.are_untouched()
     saved = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert set(saved) == {f"method.projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
 
@@ -213,9 +226,22 @@ def test_a_category_with_one_class_has_no_metrics(cli: Cli, options: list[str], 
     assert len(run.predictions) == 3
 
 
+def test_file_sizes_at_the_papers_widths(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    # Projections of 4 x (896 -> 640), on a tower that is short enough for a test.
+    vision = {"image_size": 32, "layers": 4, "width": 896, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    architecture = tmp_path / "wide.json"
+    architecture.write_text(json.dumps({"embed_dim": 640, "vision_cfg": vision, "text_cfg": text}))
+    wide = [f"backbone.config={architecture}", "backbone.pretrained=null", "model.feature_layers=[1,2,3,4]"]
+    run = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, *wide, "trainer.max_epochs=1")
+    projections = (run.folder / "sdp_plus.trained_on_mvtec.safetensors").stat().st_size
+    assert 4 * 2_296_320 < projections < 12e6
+    assert (run.folder / "checkpoints" / "last.ckpt").stat().st_size < 35e6
+
+
 @pytest.mark.data
 @pytest.mark.slow
-def test_all_four_experiments_on_real_images(cli: Cli, golden_a: Golden, real_data: Path) -> None:
+def test_all_four_experiments_on_real_images(cli: Cli, golden_a: Golden, real_data: Path, towers: Towers) -> None:
     options = [*golden_backbone(golden_a), f"paths.data_dir={real_data}"]
     lines = {
         "sdp_mvtec": "no training (frozen CLIP) -> test MVTec AD (58 images of bottle, screw)",
@@ -235,6 +261,9 @@ def test_all_four_experiments_on_real_images(cli: Cli, golden_a: Golden, real_da
         assert len(run.predictions) == (80 if name.endswith("visa") else 58)
         if training:
             assert losses(run)[-1] < losses(run)[0]
-            assert len(list(run.folder.glob("sdp_plus.trained_on_*.safetensors"))) == 1
+            assert towers.are_untouched()
+            weights = next(run.folder.glob("sdp_plus.trained_on_*.safetensors"))
+            tested = cli.ok("eval", f"+exp={name}", *options, f"ckpt_path={weights}", name=f"{name}_again")
+            assert tested.metrics == run.metrics
     # Known of these images (and the reason for eval_size): 20 masks of macaroni1, most of them tiny.
     assert run.metrics["categories"]["macaroni1"]["vanished_masks"] > 0

@@ -63,21 +63,21 @@ def read_architecture(name: str, config: Mapping[str, Any], image_size: int | No
     """
     vision = config["vision_cfg"]
     _require_plain_vit(name, vision)
-    depth, patch_size = int(vision.get("layers", 12)), vision.get("patch_size", 16)
+    depth, patch_size = vision.get("layers", 12), vision.get("patch_size", 16)
+    size = vision.get("image_size", 224) if image_size is None else image_size
+    for key, value in (("layers", depth), ("patch_size", patch_size), ("image_size", size)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"backbone {name}: {key} must be one positive number, but got {value}")
     if depth % STAGES:
         raise UserError(
             f"backbone {name} has {depth} blocks, which can't be cut into {STAGES} equal stages; "
             f"choose a tower whose depth is a multiple of {STAGES}, such as ViT-B-16-plus-240"
         )
-    own_size = vision.get("image_size", 224)
-    if not isinstance(patch_size, int) or not (image_size or isinstance(own_size, int)):
-        raise UserError(f"backbone {name}: expected square patches and images, found {patch_size} and {own_size}")
-    size = image_size or own_size
-    if size < patch_size or size % patch_size:
-        below, above = size // patch_size * patch_size, (size // patch_size + 1) * patch_size
+    if size % patch_size:
+        below = size // patch_size * patch_size
         raise UserError(
             f"image_size must be a multiple of the patch size {patch_size} of {name}, but got {size}; "
-            f"nearest: {' or '.join(str(s) for s in (below, above) if s)}"
+            f"nearest: {' or '.join(str(s) for s in (below, below + patch_size) if s)}"
         )
     return Architecture(name, size, patch_size, depth, int(vision.get("width", 768)), int(config["embed_dim"]))
 
@@ -88,13 +88,15 @@ def check_feature_layers(feature_layers: Sequence[int], architecture: Architectu
     Raises:
         UserError: a number is out of range, or the numbers don't rise.
     """
-    layers, depth = list(feature_layers), architecture.depth
-    if not layers or min(layers) < 1 or max(layers) > depth:
+    depth = architecture.depth
+    is_list = isinstance(feature_layers, Sequence) and not isinstance(feature_layers, str)
+    if not (is_list and feature_layers and all(isinstance(n, int) and 1 <= n <= depth for n in feature_layers)):
         raise UserError(
-            f"model.feature_layers must be block numbers from 1 to {depth} for {architecture.name}, but got {layers}"
+            f"model.feature_layers must be a list of block numbers from 1 to {depth} for {architecture.name}, "
+            f"but got {feature_layers}"
         )
-    if layers != sorted(set(layers)):
-        raise UserError(f"model.feature_layers must rise and not repeat, but got {layers}")
+    if list(feature_layers) != sorted(set(feature_layers)):
+        raise UserError(f"model.feature_layers must rise and not repeat, but got {feature_layers}")
 
 
 def _require_plain_vit(name: str, vision: Mapping[str, Any]) -> None:

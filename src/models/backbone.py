@@ -18,7 +18,7 @@ from open_clip import factory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from src.models.architecture import Architecture, read_architecture
 from src.models.weights import Weights, locate_weights
 
@@ -55,7 +55,11 @@ def find_backbone(
     Raises:
         UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
     """
-    model_config = _read_config(Path(config)) if config else open_clip.get_model_config(name)
+    # open_clip takes a name with a colon for a place to look in (hf-hub:, local-dir:), and one with a slash for a path.
+    is_name = not set(name) & set(":/")
+    model_config = None
+    if is_name:
+        model_config = _read_config(Path(config).expanduser()) if config else open_clip.get_model_config(name)
     if model_config is None:
         raise UserError(
             f"backbone.name must be one of open_clip's models, but got '{name}'; such as "
@@ -87,21 +91,17 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = source.architecture
         name, weights = source.architecture.name, source.weights
-        with _registered(name, source.config if source.own_config else None):
-            try:
+        try:
+            with _registered(name, source.config if source.own_config else None):
                 self.clip = open_clip.create_model(
                     name,
                     pretrained=str(weights.path) if weights.path else None,
                     force_image_size=source.architecture.image_size,
                     force_quick_gelu=weights.quick_gelu,
                 )
-            except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
-                raise UserError(_explain_failure(name, weights.path, error)) from error
-            except Exception as error:  # pickle and safetensors raise types of their own
-                if weights.path is None:
-                    raise
-                raise UserError(_explain_failure(name, weights.path, error)) from error
-            self.tokenizer = open_clip.get_tokenizer(name)
+                self.tokenizer = open_clip.get_tokenizer(name)
+        except Exception as error:  # torch, pickle, safetensors and open_clip each raise their own
+            raise UserError(_explain_failure(name, weights.path, error)) from error
         self.requires_grad_(False)
         self.eval()
 
@@ -143,10 +143,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not valid JSON: {error}"
         raise UserError(f"backbone.config: can't read {path} ({reason})") from error
-    missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if not isinstance(config, dict) or k not in config]
-    if missing:
-        raise UserError(f"backbone.config: {path} must have embed_dim, vision_cfg and text_cfg; missing: {missing}")
-    return dict(config)
+    types = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in types.items()):
+        raise UserError(f"backbone.config: {path} must hold embed_dim (a number), vision_cfg and text_cfg (objects)")
+    return config
 
 
 @contextmanager
@@ -174,11 +174,9 @@ def _registered(name: str, config: dict[str, Any] | None) -> Iterator[None]:
 
 def _explain_failure(name: str, path: Path | None, error: Exception) -> str:
     """One line for what open_clip says over many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(lines[:2]) if lines else type(error).__name__
     if path is None:
-        return f"backbone {name} can't be built: {reason}"
+        return f"backbone {name} can't be built: {reason_of(error)}; check backbone.name and backbone.config"
     return (
-        f"can't load the weights {path} into {name}: {reason[:300]}; expected a state dict of that architecture "
+        f"can't load the weights {path} into {name}: {reason_of(error)}; expected a state dict of that architecture "
         "(.pt, .bin or .safetensors), check backbone.name and backbone.config"
     )

@@ -47,6 +47,11 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
 @lru_cache(maxsize=32)
 def _blur_matrix(size: int, sigma: float) -> Tensor:
     """The one-dimensional filter as a matrix (size, size) in float64: out = matrix @ signal."""
+    with torch.inference_mode(False):  # what is kept has to serve training too
+        return _folded_kernel(size, sigma)
+
+
+def _folded_kernel(size: int, sigma: float) -> Tensor:
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)

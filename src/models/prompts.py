@@ -32,7 +32,7 @@ class Prompts:
             if not entries:
                 raise UserError(f"prompts.{key} is empty; give at least one sentence with a place {{}}")
             for entry in entries:
-                if entry.count("{}") != 1:
+                if not isinstance(entry, str) or entry.count("{}") != 1:
                     raise UserError(f"prompts.{key}: expected exactly one {{}} in each entry, but got '{entry}'")
         self.normal = list(normal)
         self.anomalous = list(anomalous)

@@ -6,7 +6,6 @@ K sentences, D embedding. Every method takes unit-length rows (K, D) and returns
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,7 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
         "mean": lambda rows: rows.mean(axis=0),
         "pca": first_component_scores,
         "kde": density_weighted_mean,
-        "dbscan": partial(largest_cluster_mean, eps=float(dbscan["eps"]), min_samples=int(dbscan["min_samples"])),
+        "dbscan": lambda rows: largest_cluster_mean(rows, **dbscan),
         "mean_shift": mean_shift_mean,
     }
     if method not in methods:
@@ -70,6 +69,8 @@ def density_weighted_mean(rows: Array) -> Array:
 
 def largest_cluster_mean(rows: Array, eps: float, min_samples: int) -> Array:
     """Mean of DBSCAN's largest cluster."""
+    if eps <= 0 or min_samples < 1:
+        raise UserError(f"dbscan needs eps above 0 and min_samples of 1 or more, but got {eps} and {min_samples}")
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
     if (labels < 0).all():
         raise UserError(

@@ -6,6 +6,7 @@ B images, P patches, D embedding, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class SDP(Method):
         representative: str,
     ) -> None:
         super().__init__()
-        if smoothing_sigma < 0:
+        if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
             raise UserError(f"model.smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
         self.text = PromptEnsemble(backbone, prompts, representative)
         self.dual_path = DualPath(backbone, feature_layers, feature_tap)

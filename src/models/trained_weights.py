@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from src.files import write_bytes
 from src.models.method import Method
 
@@ -64,11 +64,11 @@ def read_trained_weights(path: Path) -> TrainedWeights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many types
-        raise UserError(f"ckpt_path: can't read {path}: {str(error).splitlines()[0][:200]}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        raise UserError(f"ckpt_path: can't read {path}: {reason_of(error)}") from error
+    if _holds_tensors(content, "state_dict"):
         state = {k.removeprefix(_METHOD_PREFIX): v for k, v in content["state_dict"].items()}
         return TrainedWeights(state, cast(Origin, content.get(ORIGIN, {})))
-    if isinstance(content, dict) and isinstance(content.get(_REFERENCE_KEY), dict):
+    if _holds_tensors(content, _REFERENCE_KEY):
         return TrainedWeights({_REFERENCE_PREFIX + k: v for k, v in content[_REFERENCE_KEY].items()}, Origin())
     raise UserError(
         f"ckpt_path: expected a Lightning checkpoint, a .safetensors of trained projections, or the reference's file "
@@ -103,6 +103,12 @@ def _read_safetensors(path: Path) -> TrainedWeights:
             return TrainedWeights({name: file.get_tensor(name) for name in file.keys()}, origin)  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise UserError(f"ckpt_path: can't read {path}: {error}") from error
+
+
+def _holds_tensors(content: Any, key: str) -> bool:
+    """Whether a file's content is a dictionary with named tensors under `key`."""
+    tensors = content.get(key) if isinstance(content, dict) else None
+    return isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values())
 
 
 Shapes = dict[str, tuple[int, ...]]

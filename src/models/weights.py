@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -110,9 +110,8 @@ def _download(name: str, tag: str, tag_config: TagConfig, download: Callable[[Ta
     try:
         return Path(download(tag_config))
     except Exception as error:  # the hub's client, urllib and ssl each raise their own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the weights '{tag}' of {name} could not be downloaded ({reason[0][:200]}); {remedy}"
+            f"the weights '{tag}' of {name} could not be downloaded ({reason_of(error)}); {remedy}"
         ) from error
 
 

@@ -27,16 +27,18 @@ class DataUse(TypedDict):
 
 def describe_use(data: AnomalyDataModule) -> DataUse:
     """Which images a data module gives."""
-    held_out = list(data.val_categories)
-    is_everything = data.category_names == data.available_categories
+    held_out, used = list(data.val_categories), data.category_names
+    published = set(data.published)
+    is_published = not published.isdisjoint(used)
+    is_everything = published.issubset(used) if is_published else used == data.available_categories
     return DataUse(
         name=data.name,
         title=data.title,
         split=data.split,
-        categories=[name for name in data.category_names if name not in held_out],
+        categories=[name for name in used if name not in held_out],
         held_out=held_out,
         images=sum(record.category not in held_out for record in data.records),
-        is_whole=is_everything and not data.missing_categories and not held_out,
+        is_whole=is_everything and not held_out,
     )
 
 

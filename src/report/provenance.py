@@ -33,7 +33,7 @@ _PACKAGES = (
 
 def describe_code() -> dict[str, Any]:
     """The commit this code is at and whether it was changed since; both None outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -42,8 +42,9 @@ def describe_code() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    if git("rev-parse", "--show-toplevel") != str(folder):  # an installed package may lie in another checkout
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
 
 def describe_packages() -> dict[str, str]:

@@ -28,10 +28,10 @@ def write_architecture(folder: Path, stem: str = "architecture", **vision: Any) 
     return path
 
 
-def build_backbone(folder: Path, image_size: int | None = None, seed: int = 0, **vision: Any) -> Backbone:
+def build_backbone(folder: Path, size: int | None = None, **vision: Any) -> Backbone:
     config = write_architecture(folder, **vision)
-    backbone = Backbone(find_backbone("tiny", None, str(config), image_size))
-    randomise(backbone, seed)
+    backbone = Backbone(find_backbone("tiny", None, str(config), size))
+    randomise(backbone, seed=0)
     return backbone
 
 

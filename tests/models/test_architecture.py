@@ -78,16 +78,18 @@ def test_blocks_that_are_not_plain_are_refused(setting: dict[str, Any]) -> None:
 
 def test_what_is_accepted_is_built_as_a_plain_vit_of_these_measures() -> None:
     """All that open_clip ships, built without memory."""
-    accepted = 0
+    seen: list[dict[str, Any]] = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         try:
             architecture = read_architecture(name, config)
         except UserError:
             continue
+        if config["vision_cfg"] in seen:
+            continue
+        seen.append(config["vision_cfg"])
         with torch.device("meta"):
             tower = _build_vision_tower(config["embed_dim"], config["vision_cfg"])
-        accepted += 1
         assert type(tower) is VisionTransformer, name
         assert (tower.pool_type, tower.attn_pool, tower.final_ln_after_pool) == ("tok", None, False), name
         blocks = list(tower.transformer.resblocks)
@@ -95,7 +97,7 @@ def test_what_is_accepted_is_built_as_a_plain_vit_of_these_measures() -> None:
         assert len(blocks) == architecture.depth, name
         assert tower.proj.shape == (architecture.width, architecture.embed_dim), name
         assert len(tower.positional_embedding) == 1 + architecture.grid_size**2, name
-    assert accepted >= 30
+    assert len(seen) >= 15
 
 
 @pytest.mark.parametrize("depth", [1, 6, 13])
@@ -120,9 +122,9 @@ def test_image_size_overrides_the_configurations() -> None:
 
 
 def test_images_and_patches_must_be_square() -> None:
-    with pytest.raises(UserError, match="square"):
+    with pytest.raises(UserError, match=r"image_size must be one positive number, but got \[32, 64\]"):
         read_architecture("tiny", tiny_config(image_size=[32, 64]))
-    with pytest.raises(UserError, match="square"):
+    with pytest.raises(UserError, match=r"patch_size must be one positive number"):
         read_architecture("tiny", tiny_config(patch_size=[8, 4]))
 
 

@@ -15,7 +15,7 @@ from src.models.backbone import Backbone
 from src.models.dual_path import DualPath, FeatureTap, dual_attention
 from tests.models.helpers import random_images
 
-EXACT = {"rtol": 0, "atol": 1e-5}
+EXACT = {"rtol": 1e-4, "atol": 3e-5}  # float32, in another order of sums
 STAGE_LENGTH = 3  # 12 blocks, 4 stages
 BOTH_TAPS = pytest.mark.parametrize("tap", ["reference", "block_output"])
 

@@ -135,6 +135,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
 @pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04 cut short", b"N.", b"\x80\x04."])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_garbage_is_named(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"garbage{suffix}"
     path.write_bytes(content)

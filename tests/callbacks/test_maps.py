@@ -1,0 +1,73 @@
+"""Anomaly maps as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.callbacks.maps import MapWriter
+from src.models.method import Scores
+from tests.callbacks.helpers import Stage, batch_of, give
+
+
+def scores(*levels: float, dtype: torch.dtype = torch.float32) -> Scores:
+    """A map of 3 x 5 for each level, with a gradient on top."""
+    maps = torch.tensor(levels)[:, None, None] + torch.arange(15.0).view(1, 3, 5) / 64
+    return Scores(maps.to(dtype), torch.zeros(len(levels)), maps.amax(dim=(1, 2)))
+
+
+def files(folder: Path) -> dict[str, np.ndarray]:
+    return {str(path.relative_to(folder)): np.load(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_each_image_has_its_map_by_category_folder_and_stem(stage: Stage, tmp_path: Path) -> None:
+    writer, given = MapWriter(tmp_path), scores(1, 2, 3)
+    paths = ["bottle/test/broken_large/000.png", "bottle/test/good/000.png", "bottle/test/good/001.v2.JPG"]
+    give(writer, stage, given, batch_of("bottle", paths))
+    give(writer, stage, scores(4), batch_of("capsules", ["capsules/Data/Images/Anomaly/000.JPG"]))
+    written = files(tmp_path)
+    assert sorted(written) == [
+        "maps/bottle/broken_large/000.npy",
+        "maps/bottle/good/000.npy",
+        "maps/bottle/good/001.v2.npy",
+        "maps/capsules/Anomaly/000.npy",
+    ]
+    for name, expected in zip(["broken_large/000", "good/000", "good/001.v2"], given.anomaly_map, strict=True):
+        own = written[f"maps/bottle/{name}.npy"]
+        assert own.dtype == np.float32
+        assert (own == expected.numpy()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_maps_are_float32_whatever_the_model_gives(dtype: torch.dtype, tmp_path: Path) -> None:
+    give(MapWriter(tmp_path), "test", scores(1, dtype=dtype), batch_of("bottle", ["x/000.png"]))
+    (own,) = files(tmp_path).values()
+    assert own.dtype == np.float32
+    np.testing.assert_allclose(own, scores(1).anomaly_map[0].numpy(), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("paths", "second"),
+    [
+        (["left/x/000.png", "right/x/000.png"], "maps/photos/right/x/000.png.npy"),
+        (["x/000.bmp", "x/000.jpg"], "maps/photos/x/000.jpg.npy"),
+    ],
+    ids=["folders of one name", "two suffixes"],
+)
+def test_images_that_ask_for_one_name_are_both_kept(paths: list[str], second: str, tmp_path: Path) -> None:
+    writer = MapWriter(tmp_path)
+    for path, level in zip(paths, (1, 2), strict=True):
+        give(writer, "predict", scores(level), batch_of("photos", [path]))
+    written = files(tmp_path)
+    assert sorted(written) == sorted(["maps/photos/x/000.npy", second])
+    assert written["maps/photos/x/000.npy"][0, 0] == 1
+    assert written[second][0, 0] == 2
+
+
+def test_an_image_beside_the_root_has_no_folder(tmp_path: Path) -> None:
+    give(MapWriter(tmp_path), "predict", scores(1), batch_of("photos", ["a.png"]))
+    assert list(files(tmp_path)) == ["maps/photos/a.npy"]
