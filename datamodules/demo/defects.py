@@ -13,11 +13,11 @@ Painted = tuple[Array, Array]
 
 
 def _unit(scene: Scene) -> float:
-    return scene.image.shape[0] / 128
+    return float(scene.image.shape[0]) / 128
 
 
 def _spot(rng: np.random.Generator, region: Mask, margin: float) -> tuple[float, float]:
-    """A random point (x, y) of the region, at least `margin` pixels from its border if there is one, else the deepest."""
+    """A random point (x, y) of the region, `margin` pixels or more from its border, or about as deep as it goes."""
     padded = np.pad(region.astype(np.uint8), 1)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     ys, xs = np.nonzero(depth >= min(margin, float(depth.max()) * 0.9))
@@ -32,7 +32,8 @@ def _blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radi
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.6)
     along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     distance = np.hypot(along / stretch, across * stretch**0.5)
-    return (distance - radius * (1 + rough * value_noise(rng, size, (14, 14)))).astype(np.float32)
+    border: Array = (distance - radius * (1 + rough * value_noise(rng, size, (14, 14)))).astype(np.float32)
+    return border
 
 
 def _walk(rng: np.random.Generator, start: tuple[float, float], length: float, turn: float, step: float) -> Array:
@@ -41,7 +42,8 @@ def _walk(rng: np.random.Generator, start: tuple[float, float], length: float, t
     headings = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, turn, count))
     steps = np.stack([np.cos(headings), np.sin(headings)], -1) * step
     points = np.cumsum(steps, 0)
-    return (points - points[count // 2] + np.array(start)).astype(np.float32)
+    path: Array = (points - points[count // 2] + np.array(start)).astype(np.float32)
+    return path
 
 
 def _stroke(size: int, points: Array, width: float) -> Array:
@@ -135,9 +137,8 @@ def deformed(rng: np.random.Generator, scene: Scene) -> Painted:
     twist, pinch = fade * rng.choice([-1, 1]) * rng.uniform(0.9, 1.6), 1 - fade * rng.uniform(-0.5, 0.5)
     from_x = (np.cos(twist) * x - np.sin(twist) * y) * pinch + centre[0]
     from_y = (np.sin(twist) * x + np.cos(twist) * y) * pinch + centre[1]
-    moved = cv2.remap(
-        scene.image, from_x.astype(np.float32), from_y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
+    sources = from_x.astype(np.float32), from_y.astype(np.float32)
+    moved = cv2.remap(scene.image, *sources, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     angle = rng.uniform(0, 2 * np.pi)
     slope = (np.cos(angle) * x + np.sin(angle) * y) / radius * fade
     painted = moved * (1 + 1.5 * slope)[..., None]

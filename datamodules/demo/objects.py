@@ -25,7 +25,8 @@ def _ground(rng: np.random.Generator, size: int) -> Array:
     pattern = 0.15 * u + rng.choice([0.0, 0.08]) * fractal_noise(rng, size, 5)
     if rng.random() < 0.3:
         pattern = pattern + 0.07 * np.sin(v * rng.uniform(20, 45))
-    return np.clip(base * (1 + pattern)[..., None], 0, 1).astype(np.float32)
+    ground: Array = np.clip(base * (1 + pattern)[..., None], 0, 1).astype(np.float32)
+    return ground
 
 
 def _pose(rng: np.random.Generator, size: int) -> tuple[Array, Array]:
@@ -39,7 +40,8 @@ def _bevel(rng: np.random.Generator, distance: Array, width: float) -> Array:
     angle = rng.uniform(0, 2 * np.pi)
     facing = (np.cos(angle) * across + np.sin(angle) * down) / steep
     near = np.clip(1 + distance / width, 0, 1) * (distance < 0)
-    return (1 + 0.45 * facing * near).astype(np.float32)
+    brightness: Array = (1 + 0.45 * facing * near).astype(np.float32)
+    return brightness
 
 
 def _scene(behind: Array, body: Array, distance: Array) -> Scene:
@@ -118,7 +120,8 @@ def cookie(rng: np.random.Generator, size: int) -> Scene:
     chip = colour(rng, (10, 30), (0.4, 0.7), (0.15, 0.35))
     for _ in range(rng.integers(5, 10)):
         far, way = 0.75 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
-        blob = np.hypot(u - far * np.cos(way), (v - far * np.sin(way)) * rng.uniform(0.8, 1.25)) - rng.uniform(0.07, 0.11)
+        distance_to_chip = np.hypot(u - far * np.cos(way), (v - far * np.sin(way)) * rng.uniform(0.8, 1.25))
+        blob = distance_to_chip - rng.uniform(0.07, 0.11)
         body = blend(body, chip * (1 + 0.5 * np.clip(-blob / 0.1, 0, 1))[..., None], inside(blob, 0.02))
     return _scene(_ground(rng, size), body.astype(np.float32), distance)
 

@@ -20,4 +20,5 @@ def shoot(rng: np.random.Generator, drawing: Array) -> NDArray[np.uint8]:
     seen = np.clip(drawing, 0, 1) * light[..., None] * exposure
     # Highlights are compressed instead of clipped: a defect in a bright spot stays visible.
     seen = np.where(seen > 0.8, 0.8 + 0.2 * np.tanh((seen - 0.8) / 0.2), seen) + noise
-    return np.clip(np.round(seen * 255), 0, 255).astype(np.uint8)
+    photograph: NDArray[np.uint8] = np.clip(np.round(seen * 255), 0, 255).astype(np.uint8)
+    return photograph

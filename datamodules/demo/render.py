@@ -34,7 +34,7 @@ class Photo(NamedTuple):
 
 
 def damage(rng: np.random.Generator, scene: Scene, kind: str) -> tuple[Array, Mask]:
-    """Damage a scene. Returns the image (S, S, 3) and the mask (S, S) of the pixels that changed; no other pixel did."""
+    """Damage a scene: the image (S, S, 3) and the mask (S, S) of the pixels that changed; no other pixel did."""
     size = scene.image.shape[0]
     best = (0.0, scene.image, np.zeros((size, size), bool))
     for _ in range(_TRIES):
@@ -42,8 +42,8 @@ def damage(rng: np.random.Generator, scene: Scene, kind: str) -> tuple[Array, Ma
         shape = (opacity > 0.4) & scene.region
         change = np.abs(painted - scene.image).max(-1) * opacity
         # Closing keeps pixels within the defect whose colour happens to agree: one defect, not a sieve.
-        seen = cv2.morphologyEx((shape & (change > _VISIBLE)).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-        mask = seen.astype(bool) & shape
+        seen = (shape & (change > _VISIBLE)).astype(np.uint8)
+        mask = cv2.morphologyEx(seen, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool) & shape
         strength = float(change[mask].mean()) if mask.mean() >= _MIN_AREA else 0.0
         if strength > best[0]:
             mixed = scene.image + (painted - scene.image) * (opacity * mask)[..., None]

@@ -3,13 +3,13 @@
 S is the side of a square image in pixels. Colours are float32 in [0, 1], channels RGB. Coordinates run from -1 to 1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 
@@ -84,7 +84,8 @@ def colour(
 ) -> Array:
     """A random colour (3,); hue in degrees, saturation and value in [0, 1]."""
     hsv = np.array([[[rng.uniform(*hue) % 360, rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    rgb: Array = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    return rgb
 
 
 def blend(under: Array, over: Array, amount: Array) -> Array:
@@ -95,4 +96,5 @@ def blend(under: Array, over: Array, amount: Array) -> Array:
 
 def inside(distance: Array, softness: float = 0.012) -> Array:
     """Opacity (S, S) of a shape, from the signed distance to its border (negative inside)."""
-    return np.clip(0.5 - distance / (2 * softness), 0, 1).astype(np.float32)
+    opacity: Array = np.clip(0.5 - distance / (2 * softness), 0, 1).astype(np.float32)
+    return opacity
