@@ -6,4 +6,12 @@ class UserError(Exception):
 
     The message is one line: what was expected, what was found, what to do. The commands print it without a traceback
     and exit with 1. It is defined here, at the bottom of the import order, so that every layer can raise it.
+
+    ``str(error)`` is that line wherever the error was raised. When it crosses from a DataLoader worker into the main
+    process, torch builds it anew as ``type(error)("Caught UserError in DataLoader worker process 0.\\nOriginal
+    Traceback ... datamodules.errors.UserError: <line>")``; the constructor takes the line back out of that text.
     """
+
+    def __init__(self, message: str) -> None:
+        line = message.rpartition(f"{__name__}.UserError: ")[2]
+        super().__init__(" ".join(line.splitlines()).strip())

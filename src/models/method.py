@@ -6,7 +6,8 @@ B images, H x W pixels, D embedding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,16 +28,33 @@ class Scores(NamedTuple):
     map_max: Tensor
 
 
+class TextFeatures(nn.Module, ABC):
+    """Turns class names into text features; it may have parameters of its own, such as learned prompts."""
+
+    @abstractmethod
+    def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
+        """Get ready for the classes of one data set, before its first batch, on the device of the run.
+
+        Args:
+            class_names: every class that batches will ask for.
+            dbscan: the data set's `eps` and `min_samples`.
+        """
+
+    @abstractmethod
+    def forward(self, class_names: Sequence[str]) -> Tensor:
+        """Text features of a batch: B class names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""
+
+
 class Method(nn.Module, ABC):
     """A zero-shot anomaly detection method: text features and an image in, scores out.
 
     Attributes:
         name: short name for files, such as `sdp_plus`.
-        text: module with `prepare(class_names, dbscan)` and `forward(class_names) -> (B, D, 2)`.
+        text: what turns class names into text features.
     """
 
     name: str
-    text: nn.Module
+    text: TextFeatures
 
     @abstractmethod
     def forward(self, images: Tensor, text: Tensor) -> Scores:

@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.errors import UserError
 from src.models.backbone import Backbone
+from src.models.method import TextFeatures
 from src.models.prompts import Prompts
 from src.models.representative import REPRESENTATIVES, representative_vector
 
 
-class PromptEnsemble(nn.Module):
+class PromptEnsemble(TextFeatures):
     """One matrix (D, 2) a class, from its prompts; computed once and looked up for each image.
-
-    A text module of another method may have parameters: what counts is `prepare` and `forward`.
 
     Args:
         backbone: the frozen CLIP whose text tower embeds the sentences.
@@ -43,12 +42,7 @@ class PromptEnsemble(nn.Module):
         self._matrices: dict[str, Tensor] = {}
 
     def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
-        """Embed the classes of one data set, before its first batch; what was prepared before is dropped.
-
-        Args:
-            class_names: every class that batches will ask for.
-            dbscan: `eps` and `min_samples` of the data set.
-        """
+        """Embed the classes of one data set; what was prepared before is dropped."""
         self._matrices = {name: self._embed_class(name, dbscan) for name in class_names}
 
     def forward(self, class_names: Sequence[str]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -39,16 +38,6 @@ class Weights:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     quick_gelu: bool = False
-
-    def sha256(self) -> str | None:
-        """The file's hash, to say in a run's provenance which weights it used; None for random weights."""
-        if self.path is None:
-            return None
-        with self.path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 22):
-                digest.update(block)
-        return digest.hexdigest()
 
 
 TagConfig = dict[str, Any]

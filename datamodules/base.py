@@ -1,0 +1,213 @@
+"""The LightningDataModule that all data sets share. A subclass only says where its records are."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from datamodules import checks
+from datamodules.dataset import AnomalyDataset, EpochLoader, Sample, collate, collate_native
+from datamodules.errors import UserError
+from datamodules.fingerprint import fingerprint_records
+from datamodules.records import Record
+from datamodules.transforms import CLIP_MEAN, CLIP_STD, build_transform
+
+
+class AnomalyDataModule(LightningDataModule):
+    """Records -> loaders for training, validation, test and prediction.
+
+    The disk is read on the first access to ``records`` (or in ``setup``), and everything that can be wrong with the
+    options or the files' names raises a UserError there. Files are opened when they are loaded.
+
+    Args:
+        root: the data set's folder.
+        categories: which ones to use; None for all that are there. Published order, whatever the order here.
+        split: ``test`` or ``train``, as the publisher split the data set.
+        image_size: S; an image is squashed to (S, S). Must be set before a loader is asked for.
+        eval_size: the size of the test masks: ``model`` (S), ``native`` (as on disk) or a number.
+        batch_size: images a batch. The last batch may be smaller.
+        num_workers: processes that decode images; 0 decodes in the main process.
+        transforms: of the training images: ``default`` or ``augment``. All others get ``default``.
+        shuffle: the training images.
+        dbscan: ``eps`` and ``min_samples`` for the sentence embeddings of this data set's classes; None for
+            ``published_dbscan``. Only stored here.
+        mean: of the normalisation, one a channel.
+        std: of the normalisation, one a channel.
+        val_categories: taken out of training, for validation.
+    """
+
+    name: str  # in file names
+    title: str  # in text
+    published: ClassVar[Sequence[str]] = ()  # the publisher's categories, in the publisher's order
+    published_dbscan: ClassVar[Mapping[str, float]] = {"eps": 0.5, "min_samples": 15}
+    splits: ClassVar[Sequence[str]] = ("test", "train")
+    layout: ClassVar[str]  # what is looked for below root, for error messages
+    source: ClassVar[str]  # where the data can be had, for error messages
+
+    def __init__(
+        self,
+        root: str | Path,
+        categories: Sequence[str] | None = None,
+        split: str = "test",
+        image_size: int | None = None,
+        eval_size: int | str = "model",
+        batch_size: int = 8,
+        num_workers: int = 4,
+        transforms: str = "default",
+        shuffle: bool = False,
+        dbscan: Mapping[str, float] | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        val_categories: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.root = Path(root).expanduser()
+        self.categories = categories
+        self.split = split
+        self.image_size = image_size
+        self.eval_size = eval_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.transforms = transforms
+        self.shuffle = shuffle
+        self.dbscan = dict(dbscan or self.published_dbscan)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.val_categories = val_categories or ()
+
+    # What a data set has to say
+
+    def find_categories(self) -> Sequence[str]:
+        """The categories that are there below ``root``, in any order. ``root`` exists."""
+        raise NotImplementedError
+
+    def read_category(self, category: str) -> list[Record]:
+        """The records of one category and ``split``, in a fixed order."""
+        raise NotImplementedError
+
+    # What follows from it
+
+    @cached_property
+    def available_categories(self) -> list[str]:
+        """All categories on disk, published ones first and in published order."""
+        there = self.root.is_dir()
+        found = set(self.find_categories()) if there else set()
+        if not found:
+            what = "found nothing of it" if there else "there is no such folder"
+            raise UserError(f"Expected {self.title} in {self.root} ({self.layout}), but {what}. {self.source}")
+        return [name for name in self.published if name in found] + sorted(found.difference(self.published))
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """The categories that are used."""
+        available = self.available_categories
+        if self.categories is None:
+            if self.missing_categories:
+                rank_zero_warn(
+                    f"{self.title} in {self.root} is there only in part: {len(available)} categories are used, "
+                    f"{len(self.missing_categories)} are missing ({', '.join(self.missing_categories)})"
+                )
+            return available
+        return checks.choose("categories", self.categories, available)
+
+    @property
+    def missing_categories(self) -> list[str]:
+        """Published categories that are not on disk, when all were asked for. An own data set misses none."""
+        available = set(self.available_categories)
+        if self.categories is not None or available.isdisjoint(self.published):
+            return []
+        return [name for name in self.published if name not in available]
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """One record an image, category after category.
+
+        Raises:
+            UserError: anything that is wrong with the options or the files, short of their content.
+        """
+        checks.check_options(
+            self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
+        )
+        records: list[Record] = []
+        for category in self.category_names:
+            own = self.read_category(category)
+            if not own:
+                raise UserError(
+                    f"Expected images of category {category} ({self.split} split) below {self.root}, but found none; "
+                    "add them or leave the category out"
+                )
+            records += own
+        checks.check_masks(records)
+        if self.val_categories:
+            checks.check_val_categories(self.val_categories, self.category_names)
+        return records
+
+    @property
+    def has_labels(self) -> bool:
+        """Every image is known to be normal or anomalous."""
+        return all(record.label is not None for record in self.records)
+
+    @property
+    def has_masks(self) -> bool:
+        """There are masks: of all anomalous images, then, and the normal ones count as all zero."""
+        return any(record.mask_path is not None for record in self.records)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What was read, for provenance: see :mod:`datamodules.fingerprint`."""
+        identity = {"root": str(self.root), "name": self.name, "split": self.split}
+        return identity | fingerprint_records(self.records, self.root)
+
+    def setup(self, stage: str) -> None:
+        """Read the disk, so that errors come before anything is computed."""
+        _ = self.records
+
+    def train_dataloader(self) -> EpochLoader:
+        """All categories but ``val_categories``."""
+        records = [record for record in self.records if record.category not in self.val_categories]
+        dataset = self._dataset(records, self.transforms, self._size)
+        return EpochLoader(dataset, shuffle=self.shuffle, collate_fn=collate, **self._options)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """``val_categories``, or an empty list, which Lightning takes as: no validation."""
+        if not self.val_categories:
+            return []
+        records = [record for record in self.records if record.category in self.val_categories]
+        return DataLoader(self._dataset(records, "default", self._size), collate_fn=collate, **self._options)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """All categories, masks at ``eval_size``."""
+        if self.eval_size == "native":
+            dataset = self._dataset(self.records, "default", None)
+            return DataLoader(dataset, collate_fn=collate_native, **self._options)
+        mask_size = self._size if self.eval_size == "model" else int(self.eval_size)
+        return DataLoader(self._dataset(self.records, "default", mask_size), collate_fn=collate, **self._options)
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """The same as for test."""
+        return self.test_dataloader()
+
+    @property
+    def _size(self) -> int:
+        if self.image_size is None:
+            raise UserError(f"Expected image_size of {self.title} to be set before images are loaded, but it is null")
+        return self.image_size
+
+    def _dataset(self, records: Sequence[Record], transforms: str, mask_size: int | None) -> AnomalyDataset:
+        transform = build_transform(transforms, self._size, mask_size, self.mean, self.std)
+        epoch = self.trainer.current_epoch if self.trainer else 0  # above 0 in a run that is resumed
+        seed = torch.initial_seed()
+        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, epoch)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

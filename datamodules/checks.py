@@ -1,0 +1,67 @@
+"""The checks of options and records that need no file. Each raises a one-line UserError."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from datamodules.errors import UserError
+from datamodules.records import ANOMALOUS, Record
+from datamodules.transforms import check_transforms
+
+
+def check_options(
+    split: str, splits: Sequence[str], transforms: str, eval_size: int | str, batch_size: int, num_workers: int
+) -> None:
+    """Check a data module's options, see :class:`datamodules.base.AnomalyDataModule`."""
+    if split not in splits:
+        raise UserError(f"Expected split to be one of {', '.join(splits)}, but got {split!r}")
+    check_transforms(transforms)
+    if eval_size not in ("model", "native") and not _is_int(eval_size, at_least=1):
+        raise UserError(f"Expected eval_size to be model, native or a number of pixels, but got {eval_size!r}")
+    if not _is_int(batch_size, at_least=1):
+        raise UserError(f"Expected batch_size to be 1 or more, but got {batch_size!r}")
+    if not _is_int(num_workers, at_least=0):
+        raise UserError(f"Expected num_workers to be 0 or more, but got {num_workers!r}")
+
+
+def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[str]:
+    """The ones of ``available`` that are asked for, in their order there.
+
+    Raises:
+        UserError: one is asked for twice, is not available, or none is asked for.
+    """
+    # A single name is a string, whose letters would be taken for names.
+    if isinstance(asked, str) or not asked:
+        raise UserError(f"Expected {option} to be a list of names such as [{available[0]}], but got {asked!r}")
+    twice = [name for name, count in Counter(asked).items() if count > 1]
+    if twice:
+        raise UserError(f"Expected each of {option} once, but {', '.join(twice)} is there more than once")
+    unknown = [name for name in asked if name not in available]
+    if unknown:
+        raise UserError(f"Expected {option} to be among {', '.join(available)}, but got {', '.join(map(str, unknown))}")
+    return [name for name in available if name in asked]
+
+
+def check_val_categories(val_categories: Sequence[str], category_names: Sequence[str]) -> None:
+    """Check that validation takes some of the categories and leaves some to train on."""
+    chosen = choose("val_categories", val_categories, category_names)
+    if len(chosen) == len(category_names):
+        raise UserError(
+            f"Expected val_categories to leave a category to train on, but they are all of {', '.join(category_names)}"
+        )
+
+
+def check_masks(records: Sequence[Record]) -> None:
+    """Check that in a data set with masks each anomalous image has its own."""
+    if all(record.mask_path is None for record in records):
+        return
+    anomalous = [record for record in records if record.label == ANOMALOUS]
+    bare = [record for record in anomalous if record.mask_path is None]
+    if bare:
+        raise UserError(
+            f"Expected a mask for each anomalous image, but {len(bare)} of {len(anomalous)} have none, the first is "
+            f"{bare[0].image_path}; add the masks or remove the images"
+        )
+
+
+def _is_int(value: object, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least

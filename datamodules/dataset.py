@@ -1,0 +1,122 @@
+"""Records -> samples -> batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.errors import UserError
+from datamodules.images import UInt8Array, load_image, load_mask
+from datamodules.records import NORMAL, Record
+from datamodules.transforms import seed_transform
+
+Sample = dict[str, Any]
+Batch = dict[str, Any]
+
+
+class AnomalyDataset(Dataset[Sample]):
+    """Decodes one record at a time.
+
+    A sample is ``image`` (3, S, S) float32, ``mask`` (N, N) or (h, w) uint8 {0, 1}, ``label`` int, ``category`` and
+    ``image_path`` (POSIX, relative to ``root``). ``mask`` and ``label`` are there only if asked for.
+
+    Random augmentation depends on the seed, the epoch and the image alone: neither the number of workers, nor how
+    images are dealt out to workers and devices, nor a resumed run changes it.
+
+    Args:
+        records: what to load.
+        root: that ``image_path`` is relative to.
+        transform: see :func:`datamodules.transforms.build_transform`.
+        with_labels: every record has a label.
+        with_masks: records without a mask get an all-zero one.
+        seed: of the augmentation.
+        first_epoch: the number of the first epoch that is drawn.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        root: Path,
+        transform: A.Compose,
+        with_labels: bool,
+        with_masks: bool,
+        seed: int = 0,
+        first_epoch: int = 0,
+    ) -> None:
+        self.records = records
+        self.root = root
+        self.transform = transform
+        self.with_labels = with_labels
+        self.with_masks = with_masks
+        self.seed = seed
+        # In shared memory, because workers that live on between epochs keep their own copy of everything else.
+        self.epoch = torch.tensor(first_epoch - 1).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        arrays = {"image": load_image(record.image_path)}
+        if self.with_masks:
+            arrays["mask"] = _mask_of(record, arrays["image"])
+        seed_transform(self.transform, (self.seed, max(int(self.epoch), 0), index))
+        sample: Sample = self.transform(**arrays)
+        if self.with_labels:
+            sample["label"] = record.label
+        sample["category"] = record.category
+        sample["image_path"] = record.image_path.relative_to(self.root).as_posix()
+        return sample
+
+
+class EpochLoader(DataLoader[Sample]):
+    """A DataLoader that tells its :class:`AnomalyDataset` when an epoch begins."""
+
+    dataset: AnomalyDataset
+
+    def __iter__(self) -> Any:
+        self.dataset.epoch += 1
+        return super().__iter__()
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples -> ``image`` (B, 3, S, S), ``mask`` (B, N, N), ``label`` (B,) int64, the rest lists of str."""
+    batch = collate_native(samples)
+    if "mask" in batch:
+        batch["mask"] = torch.stack(batch["mask"])  # (B, N, N)
+    return batch
+
+
+def collate_native(samples: Sequence[Sample]) -> Batch:
+    """Like :func:`collate`, but ``mask`` stays a list of B (h, w) tensors, since their sizes differ."""
+    batch: Batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"], dtype=torch.int64)  # (B,)
+    return batch
+
+
+def _mask_of(record: Record, image: UInt8Array) -> UInt8Array:
+    size = image.shape[:2]
+    if record.mask_path is None:
+        return np.zeros(size, dtype=np.uint8)  # (h, w)
+    mask = load_mask(record.mask_path)  # (h, w)
+    if mask.shape != size:
+        raise UserError(
+            f"Expected a mask of its image's size, but {record.mask_path} has {_pixels(mask)} and "
+            f"{record.image_path} has {_pixels(image)} pixels"
+        )
+    if record.label == NORMAL and mask.any():
+        raise UserError(
+            f"Expected an empty mask for the normal image {record.image_path}, but {record.mask_path} marks "
+            f"{int(mask.sum())} pixels; correct the mask or the label"
+        )
+    return mask
+
+
+def _pixels(array: UInt8Array) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

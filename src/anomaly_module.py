@@ -1,0 +1,131 @@
+"""The LightningModule of every method: calls, logging, the optimizer. No maths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
+from src.models.maps import resize_like
+from src.models.method import Method, Scores
+from src.models.trained_weights import ORIGIN, Origin
+
+Batch = dict[str, Any]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class ClassSet(NamedTuple):
+    """The classes of one data set, and how their sentences are clustered."""
+
+    names: Sequence[str]
+    dbscan: Mapping[str, Any]
+
+
+class AnomalyModule(LightningModule):
+    """Trains and tests a method.
+
+    Args:
+        method: SDP, SDP+ or another.
+        optimizer: makes the optimizer from the trainable parameters; None where nothing is trained.
+        train_classes: classes of the training data, held-out ones included; None where nothing is trained.
+        test_classes: classes of the test data.
+        val_categories: the classes that validate.
+        origin: what the trained parameters say about themselves.
+
+    Attributes:
+        test_result: the metrics of the last test.
+    """
+
+    test_result: BenchmarkResult
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: OptimizerFactory | None,
+        train_classes: ClassSet | None,
+        test_classes: ClassSet,
+        val_categories: Sequence[str],
+        origin: Origin,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.optimizer_factory = optimizer
+        self.train_classes = train_classes
+        self.test_classes = test_classes
+        self.origin = origin
+        self.val_metrics = BenchmarkMetrics(val_categories)
+        self.test_metrics = BenchmarkMetrics(test_classes.names)
+        self.strict_loading = False  # checkpoints hold the trained parameters only
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a batch."""
+        scores: Scores = self.method(batch["image"], self.method.text(batch["category"]))
+        return scores
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make the optimizer of the trainable parameters."""
+        assert self.optimizer_factory is not None
+        return self.optimizer_factory(self.method.trainable_parameters().values())
+
+    def on_fit_start(self) -> None:
+        """Embed the training classes; the module is on its device by now."""
+        assert self.train_classes is not None
+        self.method.text.prepare(*self.train_classes)
+
+    def on_test_start(self) -> None:
+        """Embed the test classes."""
+        self.method.text.prepare(*self.test_classes)
+        self.test_metrics.reset()
+
+    def on_predict_start(self) -> None:
+        """Embed the classes of the images to score."""
+        self.method.text.prepare(*self.test_classes)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The method's loss on a batch."""
+        losses = self.method.loss(batch["image"], self.method.text(batch["category"]), batch["mask"])
+        size = len(batch["image"])
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=size)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of held-out categories to their metrics."""
+        self._update(self.val_metrics, batch, self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the held-out categories as `val/<name>`."""
+        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute()["mean"].items()})
+        self.val_metrics.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:
+        """Add a batch to the metrics and hand its scores to the callbacks."""
+        scores = self(batch)
+        self._update(self.test_metrics, batch, scores)
+        return {"scores": scores}
+
+    def on_test_epoch_end(self) -> None:
+        """Compute the metrics and log their means as `test/<name>`."""
+        self.test_result = self.test_metrics.compute()
+        self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:
+        """Hand a batch's scores to the callbacks."""
+        return {"scores": self(batch)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen CLIP out, and say where the trained parameters come from."""
+        trained = {f"method.{name}" for name in self.method.trainable_parameters()}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
+
+    def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> None:
+        """Compare at the masks' size; labels or masks may be absent."""
+        mask = batch.get("mask")
+        maps = resize_like(scores.anomaly_map, mask) if mask is not None else None
+        metrics.update(batch["category"], scores.cls_score, scores.map_max, batch.get("label"), maps, mask)

@@ -1,0 +1,190 @@
+"""From a configuration to the objects of a run, checked in the order of their cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.base import AnomalyDataModule
+from datamodules.errors import UserError
+from src.anomaly_module import AnomalyModule, ClassSet
+from src.files import sha256_of
+from src.models.backbone import Backbone, BackboneSource, find_backbone
+from src.models.method import Method
+from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
+from src.report import provenance
+from src.report.protocol import DataUse, Protocol, describe_use
+from src.run_folder import RunFolder
+from src.trainer import build_trainer
+
+
+@dataclass
+class Run:
+    """The objects of a run.
+
+    Attributes:
+        config: the validated configuration.
+        folder: where the run writes.
+        protocol: what is trained and tested.
+        test_data: the benchmark, or the images to score.
+        train_data: the auxiliary data; None if nothing is to be trained.
+        module: the method with its metrics and optimizer.
+        trainer: Lightning's trainer, with loggers and callbacks.
+    """
+
+    config: DictConfig
+    folder: RunFolder
+    protocol: Protocol
+    test_data: AnomalyDataModule
+    train_data: AnomalyDataModule | None
+    module: AnomalyModule
+    trainer: Trainer
+
+
+def assemble(config: DictConfig, *, with_training: bool) -> Run:
+    """Build a run: the folder first, then the data, the weights' file, the weights, and the trainer.
+
+    Args:
+        config: a validated configuration.
+        with_training: whether to train the model, if it has anything to train; otherwise `train_data` is not opened.
+
+    Raises:
+        UserError: whatever the user has to mend before anything is computed.
+    """
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), plain(config))
+    test_data = _build_data(config.test_data)
+    train_data = _build_data(config.train_data, config.val_categories) if with_training else None
+    assert test_data is not None
+    source = _find_backbone(config, test_data, train_data)
+    seed_everything(config.seed, workers=True, verbose=False)
+    method = _build_method(config, source)
+    trainable = bool(method.trainable_parameters())
+    if not trainable:
+        train_data = None
+    trains = trainable and with_training
+    if trains:
+        _require_training_data(method, train_data, config)
+    origin = _describe_origin(config, source, train_data) if trains else _load_weights(config, method)
+    protocol = Protocol(trainable, cast("DataUse | None", origin.get("trained_on")), describe_use(test_data))
+    module = AnomalyModule(
+        method,
+        optimizer=instantiate(config.optimizer),
+        train_classes=ClassSet(train_data.category_names, train_data.dbscan) if train_data else None,
+        test_classes=ClassSet(test_data.category_names, test_data.dbscan),
+        val_categories=list(config.val_categories) if train_data else [],
+        origin=origin,
+    )
+    trainer = build_trainer(config, folder.path, trains=trains)
+    run = Run(config, folder, protocol, test_data, train_data, module, trainer)
+    folder.provenance |= _describe(run, source)
+    return run
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain dictionaries, interpolations resolved."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _build_data(node: DictConfig | None, val_categories: list[str] | None = None) -> AnomalyDataModule | None:
+    """Instantiate a data module and read its folders, so that what is wrong with them is said before all else."""
+    if node is None:
+        return None
+    data: AnomalyDataModule = instantiate(node, val_categories=list(val_categories or ()))
+    data.setup("fit")
+    return data
+
+
+def _find_backbone(
+    config: DictConfig, test_data: AnomalyDataModule, train_data: AnomalyDataModule | None
+) -> BackboneSource:
+    """Look the backbone up, and let the data give images as it wants them."""
+    used = [data for data in (test_data, train_data) if data is not None]
+    sizes = {data.image_size for data in used}
+    if len(sizes) > 1:
+        raise UserError(
+            f"test_data.image_size ({test_data.image_size}) and train_data.image_size must agree, but got {sizes}; "
+            "set both, or neither"
+        )
+    source = find_backbone(**config.backbone, image_size=sizes.pop())
+    for data in used:
+        data.image_size, data.mean, data.std = source.architecture.image_size, source.weights.mean, source.weights.std
+    return source
+
+
+def _build_method(config: DictConfig, source: BackboneSource) -> Method:
+    method: Method = instantiate(config.model, backbone=Backbone(source), prompts=instantiate(config.prompts))
+    return method
+
+
+def _require_training_data(method: Method, train_data: AnomalyDataModule | None, config: DictConfig) -> None:
+    """Refuse to train without data, without masks, or from a checkpoint."""
+    if train_data is None:
+        raise UserError(
+            f"model {method.name} trains, but there is no train_data; add data@train_data=visa (or mvtec), "
+            "or test trained projections with src.eval and ckpt_path=FILE"
+        )
+    if not train_data.has_masks:
+        raise UserError(f"model {method.name} trains on masks, but {train_data.title} in {train_data.root} has none")
+    if config.ckpt_path:
+        raise UserError(
+            "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
+            "its folder as paths.output_dir"
+        )
+
+
+def _load_weights(config: DictConfig, method: Method) -> Origin:
+    """Load trained parameters if there are any to load, and say where they come from."""
+    if not config.ckpt_path:
+        if method.trainable_parameters():
+            raise UserError(
+                f"model {method.name} needs trained projections: give ckpt_path=FILE (a run's checkpoints/last.ckpt or "
+                f"{method.name}.trained_on_*.safetensors, or the reference's file), or train them with src.train"
+            )
+        return Origin()
+    path = Path(config.ckpt_path).expanduser()
+    weights = read_trained_weights(path)
+    load_trained_weights(method, weights, path)
+    return weights.origin
+
+
+def _describe_origin(config: DictConfig, source: BackboneSource, train_data: AnomalyDataModule | None) -> Origin:
+    """What the trained parameters will say about themselves."""
+    assert train_data is not None
+    model = plain(config)["model"]
+    path = source.weights.path
+    backbone = {"name": source.architecture.name, "sha256": sha256_of(path) if path else None}
+    return Origin(model=model, backbone=backbone, trained_on=dict(describe_use(train_data)))
+
+
+def _describe(run: Run, source: BackboneSource) -> dict[str, Any]:
+    """What is known before the run, for provenance.json."""
+    data = {"test": run.test_data, "train": run.train_data}
+    path, checkpoint = source.weights.path, run.config.ckpt_path
+    return {
+        "command": provenance.describe_command(),
+        "protocol": run.protocol.describe(),
+        "seed": run.config.seed,
+        "code": provenance.describe_code(),
+        "packages": provenance.describe_packages(),
+        "device": provenance.describe_device(run.trainer),
+        "data": {
+            role: {**used.fingerprint(), "missing_categories": used.missing_categories}
+            for role, used in data.items()
+            if used is not None
+        },
+        "backbone": {
+            "name": source.architecture.name,
+            "tag": source.weights.tag,
+            "file": str(path) if path else None,
+            "sha256": sha256_of(path) if path else None,
+        },
+        "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
+    }

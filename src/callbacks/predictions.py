@@ -1,0 +1,113 @@
+"""One row an image: `predictions.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from src.files import write_text
+from src.metrics.functional.fusion import fuse_image_scores
+from src.models.method import Scores
+
+COLUMNS = ("image_path", "category", "label", "cls_score", "map_max", "image_score")
+
+
+class Prediction(NamedTuple):
+    """An image's scores; the label is None where the data set has none."""
+
+    image_path: str
+    category: str
+    label: int | None
+    cls_score: float
+    map_max: float
+
+
+class PredictionWriter(Callback):
+    """Gathers every image's scores and writes them, in file order, when all are there.
+
+    The last column is the fused image score: in a test over each category's images as the metrics fuse it, in a
+    prediction by a sum that needs one image alone.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "predictions.csv"
+        self._rows: list[Prediction] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the scores of a batch."""
+        self._rows += rows_of(outputs["scores"], batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the scores of a batch."""
+        self._rows += rows_of(outputs["scores"], batch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        self._write(fuse_image_scores)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        self._write(single_image_score)
+
+    def _write(self, fuse: Callable[[Tensor, Tensor], Tensor]) -> None:
+        image_scores = fuse_by_category(self._rows, fuse)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row, image_score in zip(self._rows, image_scores, strict=True):
+            label = "" if row.label is None else row.label
+            # Nine digits give back the very float32, and repr the very float64.
+            scores = (f"{row.cls_score:.9g}", f"{row.map_max:.9g}", repr(image_score))
+            writer.writerow((row.image_path, row.category, label, *scores))
+        write_text(self.path, text.getvalue())
+        self._rows = []
+
+
+def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:
+    """The rows of a batch."""
+    labels = batch["label"].tolist() if "label" in batch else [None] * len(batch["category"])
+    columns = (batch["image_path"], batch["category"], labels, scores.cls_score.tolist(), scores.map_max.tolist())
+    return [Prediction(*row) for row in zip(*columns, strict=True)]
+
+
+def single_image_score(cls_score: Tensor, map_max: Tensor) -> Tensor:
+    """The two terms as they are, added: unlike the benchmark's fusion it needs no other image. (N,) -> (N,) float64."""
+    return cls_score.double() + map_max.double()
+
+
+def fuse_by_category(rows: list[Prediction], fuse: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """Fuse the scores of each category's images, in the rows' order."""
+    fused = [0.0] * len(rows)
+    for category in dict.fromkeys(row.category for row in rows):
+        indices = [i for i, row in enumerate(rows) if row.category == category]
+        cls_score = torch.tensor([rows[i].cls_score for i in indices], dtype=torch.float32)
+        map_max = torch.tensor([rows[i].map_max for i in indices], dtype=torch.float32)
+        for i, value in zip(indices, fuse(cls_score, map_max).tolist(), strict=True):
+            fused[i] = value
+    return fused

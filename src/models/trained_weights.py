@@ -1,0 +1,119 @@
+"""What training changed, on disk: this project's two formats and the reference's checkpoint file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from datamodules.errors import UserError
+from src.files import write_bytes
+from src.models.method import Method
+
+ORIGIN = "origin"
+_METHOD_PREFIX = "method."
+_REFERENCE_KEY = "linear_layers"
+_REFERENCE_PREFIX = "projections."
+
+
+class Origin(TypedDict, total=False):
+    """What trained parameters say about themselves; a file of the reference says nothing.
+
+    `model` and `backbone` are the settings they were trained with, `trained_on` the data, `epochs` how many were done.
+    """
+
+    model: dict[str, Any]
+    backbone: dict[str, Any]
+    trained_on: dict[str, Any]
+    epochs: int
+
+
+class TrainedWeights(NamedTuple):
+    """Trained parameters, and where they come from.
+
+    Attributes:
+        state: the parameters, by their name in the method.
+        origin: what was written with them.
+    """
+
+    state: dict[str, Tensor]
+    origin: Origin
+
+
+def write_trained_weights(path: Path, method: Method, origin: Origin) -> None:
+    """Write the trained parameters alone, to hand to others (safetensors; the origin stands in its header)."""
+    state = {name: p.detach().cpu().contiguous() for name, p in method.trainable_parameters().items()}
+    write_bytes(path, save(state, metadata={ORIGIN: json.dumps(origin)}))
+
+
+def read_trained_weights(path: Path) -> TrainedWeights:
+    """Read a Lightning checkpoint, a `.safetensors` of this project, or the reference's file.
+
+    Raises:
+        UserError: there is no such file, or it is none of the three.
+    """
+    if not path.is_file():
+        raise UserError(f"ckpt_path: expected a file, but there is none at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch raise many types
+        raise UserError(f"ckpt_path: can't read {path}: {str(error).splitlines()[0][:200]}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        state = {k.removeprefix(_METHOD_PREFIX): v for k, v in content["state_dict"].items()}
+        return TrainedWeights(state, cast(Origin, content.get(ORIGIN, {})))
+    if isinstance(content, dict) and isinstance(content.get(_REFERENCE_KEY), dict):
+        return TrainedWeights({_REFERENCE_PREFIX + k: v for k, v in content[_REFERENCE_KEY].items()}, Origin())
+    raise UserError(
+        f"ckpt_path: expected a Lightning checkpoint, a .safetensors of trained projections, or the reference's file "
+        f"with '{_REFERENCE_KEY}', but {path} is none of them"
+    )
+
+
+def load_trained_weights(method: Method, weights: TrainedWeights, path: Path) -> None:
+    """Put trained parameters into a method that has exactly these.
+
+    Raises:
+        UserError: another number of levels, another shape, or a method that trains nothing.
+    """
+    own = method.trainable_parameters()
+    if not own:
+        raise UserError(
+            f"ckpt_path: model {method.name} has nothing to train, so {path} can't be used; remove ckpt_path"
+        )
+    expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
+    if expected != found:
+        raise UserError(f"ckpt_path: {path} does not fit the model: {_first_difference(expected, found)}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights.state[name])
+
+
+def _read_safetensors(path: Path) -> TrainedWeights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = cast(Origin, json.loads((file.metadata() or {}).get(ORIGIN, "{}")))
+            return TrainedWeights({name: file.get_tensor(name) for name in file.keys()}, origin)  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"ckpt_path: can't read {path}: {error}") from error
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _first_difference(expected: Shapes, found: Shapes) -> str:
+    """Say what is wrong with the shapes, in the words of `feature_layers` and the backbone."""
+    if len(expected) != len(found) or expected.keys() != found.keys():
+        return (
+            f"expected {len(expected)} tensors ({', '.join(expected)}), found {len(found)} ({', '.join(found)}); "
+            "the number of model.feature_layers must be that of the training"
+        )
+    name = next(name for name in expected if expected[name] != found[name])
+    return f"{name} has shape {found[name]}, expected {expected[name]}; it was trained with another backbone"

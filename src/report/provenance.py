@@ -1,0 +1,83 @@
+"""`provenance.json`: everything needed to say what a run was, and to run it again."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+PROVENANCE_FILE = "provenance.json"
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "hydra-core",
+    "torchmetrics",
+    "albumentations",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "wandb",
+)
+
+
+def describe_code() -> dict[str, Any]:
+    """The commit this code is at and whether it was changed since; both None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def describe_packages() -> dict[str, str]:
+    """Versions of Python and of the packages that a number can depend on."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_device(trainer: Trainer) -> dict[str, Any]:
+    """Where the run computes, and in which precision it really does."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "type": device.type,
+        "name": name,
+        "precision": str(trainer.precision),
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def describe_command() -> str:
+    """The command line, such as `python -m src.train +exp=sdp_visa`."""
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {module.name}" if module is not None else shlex.quote(sys.argv[0])
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,58 @@
+"""The per-category table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from rich.console import Console
+from rich.table import Table
+
+from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkResult
+
+MEAN = "mean"
+
+
+def print_table(result: BenchmarkResult, title: str) -> None:
+    """Print the metrics in percent, with notes where a figure needs one."""
+    (first, *names), *rows = rows_of(result)
+    table = Table()
+    table.add_column(str(first))
+    for name in names:
+        level, metric = str(name).split("_", 1)
+        table.add_column(f"{level}\n{metric}", justify="right")
+    for category, *values in rows:
+        if category == MEAN:
+            table.add_section()
+        table.add_row(str(category), *("-" if value is None else f"{100 * float(value):.1f}" for value in values))
+    print(title)
+    Console().print(table)
+    print(_notes(result), flush=True)
+
+
+def log_table(result: BenchmarkResult, loggers: Iterable[Logger]) -> None:
+    """Give W&B the table; the other loggers have the means."""
+    header, *rows = rows_of(result)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table("test/categories", columns=[str(name) for name in header], data=rows)
+
+
+def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
+    """A header, a row a category and a row of means: values in [0, 1], None where the data can't give a metric."""
+    shown = [name for name in METRIC_NAMES if name in result["mean"]]
+    rows: list[list[str | float | None]] = [["category", *shown]]
+    for category, metrics in [*result["categories"].items(), (MEAN, result["mean"])]:
+        rows.append([category, *(metrics.get(name) for name in shown)])
+    return rows
+
+
+def _notes(result: BenchmarkResult) -> str:
+    notes = ["in percent"]
+    vanished = sum(int(metrics.get("vanished_masks", 0)) for metrics in result["categories"].values())
+    if vanished:
+        notes.append(f"{vanished} masks vanish at the evaluation size (see test_data.eval_size)")
+    partial = [name for name in result["mean"] if any(name not in metrics for metrics in result["categories"].values())]
+    if partial:
+        notes.append(f"not every category can give {', '.join(partial)}: those means are over the ones that can")
+    return "; ".join(notes)

@@ -1,0 +1,152 @@
+"""Files of every kind -> arrays, checked against values that were put in by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.errors import UserError
+from datamodules.images import load_image, load_mask
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+STRIPES = np.repeat(np.array([[0, 0, 1, 1, 0, 1, 0, 0, 1]], dtype=np.uint8), 6, axis=0)
+
+
+def mode_of(path: Path) -> str:
+    with Image.open(path) as image:
+        return image.mode
+
+
+def test_greyscale_is_repeated(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    assert np.array_equal(load_image(tmp_path / "a.png"), np.stack([GREY] * 3, axis=-1))
+
+
+def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(STRIPES.astype(bool)).save(tmp_path / "a.png")
+    assert mode_of(tmp_path / "a.png") == "1"
+    assert np.array_equal(load_image(tmp_path / "a.png"), np.stack([STRIPES * 255] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_not_blended(tmp_path: Path, mode: str) -> None:
+    colour = Image.fromarray(RGB).convert(mode[:-1])
+    image = colour.copy()
+    image.putalpha(7)
+    image.save(tmp_path / "a.png")
+    assert mode_of(tmp_path / "a.png") == mode
+    assert np.array_equal(load_image(tmp_path / "a.png"), np.asarray(colour.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [None, bytes([0, 255, 9, 9])])
+@pytest.mark.filterwarnings("error")
+def test_palette_gives_its_colours(tmp_path: Path, transparency: bytes | None) -> None:
+    colours = np.array([[250, 10, 0], [0, 0, 0], [1, 2, 3], [9, 9, 9]], dtype=np.uint8)
+    indices = RNG.integers(0, 4, (6, 9), dtype=np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putdata(indices.ravel().tolist())
+    image.putpalette(colours.ravel().tolist())
+    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
+    assert mode_of(tmp_path / "a.png") == "P"
+    assert np.array_equal(load_image(tmp_path / "a.png"), colours[indices])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65278, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    assert load_image(tmp_path / f"a.{suffix}")[0, :, 0].tolist() == [0, 0, 1, 1, 128, 254, 255]
+
+
+def test_big_endian_16_bit(tmp_path: Path) -> None:
+    image = Image.frombytes("I;16B", (2, 1), np.array([257, 65535], dtype=">u2").tobytes())
+    image.save(tmp_path / "a.tif")
+    assert load_image(tmp_path / "a.tif")[0, :, 2].tolist() == [1, 255]
+
+
+def test_floats_and_32_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)).save(tmp_path / "int.tif")
+    with pytest.raises(UserError, match=r"8 or 16 bits, but .*float\.tif holds float32 values from 0\.5"):
+        load_image(tmp_path / "float.tif")
+    with pytest.raises(UserError, match=r"int\.tif holds int32 values from 70000"):
+        load_image(tmp_path / "int.tif")
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.jpeg", "a.bmp", "a.TIF", "a.tiff", "a.webp", "a.png"])
+def test_formats(tmp_path: Path, name: str) -> None:
+    flat = np.full((16, 16, 3), (200, 100, 50), dtype=np.uint8)
+    Image.fromarray(flat).save(tmp_path / name)
+    assert np.abs(load_image(tmp_path / name).astype(int) - flat).max() <= 3  # three of the formats are lossy
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.getexif()[0x0112] == 6
+    assert np.array_equal(load_image(tmp_path / "a.png"), RGB)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 0.5, 0.9])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])
+@pytest.mark.parametrize("load", [load_image, load_mask])
+def test_cut_off_file_is_named(tmp_path: Path, suffix: str, keep: float, load: object) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    with pytest.raises(UserError, match=rf"could not decode .*cut\.{suffix}") as error:
+        load(path)  # type: ignore[operator]
+    assert "\n" not in str(error.value)
+
+
+def test_text_under_an_image_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("<html>404</html>")
+    with pytest.raises(UserError, match=r"could not decode .*a\.png"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", [1, 6, 128, 255])
+def test_any_mask_value_above_0_is_anomalous(tmp_path: Path, value: int) -> None:
+    Image.fromarray(STRIPES * value).save(tmp_path / "m.png")
+    assert np.array_equal(load_mask(tmp_path / "m.png"), STRIPES)
+
+
+def test_mask_with_class_indices_and_grey_edges(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 2, 3, 4, 5, 6, 40, 255]], dtype=np.uint8)).save(tmp_path / "m.png")
+    assert load_mask(tmp_path / "m.png").tolist() == [[0, 1, 1, 1, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 1), (128, 0, 0)])
+@pytest.mark.parametrize("black", [0, 1])
+def test_palette_mask_counts_by_colour(tmp_path: Path, black: int, colour: tuple[int, int, int]) -> None:
+    palette = [colour, colour]
+    palette[black] = (0, 0, 0)
+    indices = STRIPES if black == 0 else 1 - STRIPES
+    image = Image.new("P", (9, 6))
+    image.putdata(indices.ravel().tolist())
+    image.putpalette([value for entry in palette for value in entry])
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(load_mask(tmp_path / "m.png"), STRIPES)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_mask_alpha_is_ignored(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(STRIPES * 255).convert(mode[:-1])
+    image.putalpha(Image.fromarray(255 * (1 - STRIPES)))
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(load_mask(tmp_path / "m.png"), STRIPES)
+
+
+def test_1_bit_and_16_bit_masks(tmp_path: Path) -> None:
+    Image.fromarray(STRIPES.astype(bool)).save(tmp_path / "one.png")
+    Image.fromarray(STRIPES.astype(np.uint16)).save(tmp_path / "sixteen.png")
+    for name in ("one.png", "sixteen.png"):
+        mask = load_mask(tmp_path / name)
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, STRIPES)
