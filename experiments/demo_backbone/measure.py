@@ -1,0 +1,144 @@
+"""Measure a demo backbone: SDP on all categories, SDP+ on those that its projections have never seen.
+
+`python -m experiments.demo_backbone.measure --weights FILE [--seed report]`. B images, S side of the model's input.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.demo.protocol import (
+    DEFECTS,
+    PROJECTION_TEST,
+    PROJECTION_TRAIN,
+    REPORT_SEED,
+    SELECTION_SEED,
+    SIZE,
+    TEST_GOOD,
+    TEST_PER_DEFECT,
+)
+from datamodules.demo.render import render
+from experiments.demo_backbone.batches import MEAN, STD
+from experiments.demo_backbone.captions import project_prompts
+from experiments.demo_backbone.towers import ARCHITECTURE_FILE
+from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkMetrics, BenchmarkResult
+from src.models.backbone import Backbone, find_backbone
+from src.models.method import Method
+from src.models.sdp import SDP
+from src.models.sdp_plus import SDPPlus
+
+SEEDS = {"selection": SELECTION_SEED, "report": REPORT_SEED}
+SETTINGS: dict[str, Any] = {"feature_layers": [2, 4, 6, 8], "feature_tap": "reference", "representative": "mean"}
+
+
+class TestSet(NamedTuple):
+    """images: (N, 3, S, S), normalised. masks: (N, S, S) of {0, 1}. labels: (N,). categories: N names."""
+
+    images: Tensor
+    masks: Tensor
+    labels: Tensor
+    categories: list[str]
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, list[str]]]:
+        """Consecutive batches."""
+        for i in range(0, len(self.labels), size):
+            part = slice(i, i + size)
+            yield self.images[part], self.masks[part], self.labels[part], self.categories[part]
+
+    def pick(self, order: Sequence[int]) -> "TestSet":
+        """The images of these numbers, in this order."""
+        rows = torch.as_tensor(order)
+        return TestSet(self.images[rows], self.masks[rows], self.labels[rows], [self.categories[i] for i in order])
+
+
+def draw_test_set(seed: int, categories: Sequence[str], side: int) -> TestSet:
+    """The test split that `datamodules.demo` writes to disk for this seed, in memory and preprocessed."""
+    images, masks, labels, names = [], [], [], []
+    for category in categories:
+        for kind in ("good", *DEFECTS[category]):
+            for number in range(TEST_GOOD if kind == "good" else TEST_PER_DEFECT):
+                photo = render(seed, "test", category, kind, number, SIZE)
+                small = Image.fromarray(photo.image).resize((side, side), Image.Resampling.BICUBIC)
+                mask = Image.fromarray(photo.mask * np.uint8(255)).resize((side, side), Image.Resampling.BILINEAR)
+                images.append(np.asarray(small))
+                masks.append(np.asarray(mask) > 127)
+                labels.append(int(kind != "good"))
+                names.append(category)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    return TestSet((pixels - MEAN) / STD, torch.from_numpy(np.stack(masks)).long(), torch.tensor(labels), names)
+
+
+@torch.no_grad()
+def score(method: Method, data: TestSet) -> BenchmarkResult:
+    """All metrics of a method, per category and averaged."""
+    method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
+    metrics = BenchmarkMetrics(list(dict.fromkeys(data.categories)))
+    for images, masks, labels, names in data.batches(64):
+        scores = method(images, method.text(names))
+        metrics.update(names, scores.cls_score, scores.map_max, labels, scores.anomaly_map, masks)
+    return metrics.compute()
+
+
+def fit_projections(method: SDPPlus, data: TestSet, epochs: int, rate: float, seed: int = 42) -> None:
+    """Train SDP+ on a data set with masks: Adam, batches of 8 in random order."""
+    method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
+    optimizer = torch.optim.Adam(method.trainable_parameters().values(), lr=rate)
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        for images, masks, _, names in data.pick(rng.permutation(len(data.labels)).tolist()).batches(8):
+            optimizer.zero_grad()
+            method.loss(images, method.text(names), masks)["loss"].backward()
+            optimizer.step()
+
+
+def load(weights: Path) -> Backbone:
+    """The demo backbone, by the framework's own loader."""
+    return Backbone(find_backbone("demo-clip", str(weights), str(ARCHITECTURE_FILE)))
+
+
+def table(title: str, result: BenchmarkResult) -> str:
+    """A Markdown table of percentages."""
+    lines = [f"| {title} | {' | '.join(METRIC_NAMES)} |", "|---" * (1 + len(METRIC_NAMES)) + "|"]
+    for name, values in (*result["categories"].items(), ("**mean**", result["mean"])):
+        lines.append(f"| {name} | " + " | ".join(f"{100 * values[metric]:.1f}" for metric in METRIC_NAMES) + " |")
+    return "\n".join(lines)
+
+
+def measure(
+    weights: Path, seed: int, sigma: float, epochs: int, rate: float, say: Callable[[str], None] = print
+) -> None:
+    """Print the tables of SDP and SDP+."""
+    backbone, prompts = load(weights), project_prompts()
+    side = backbone.architecture.image_size
+    sdp = SDP(backbone, prompts, smoothing_sigma=sigma, **SETTINGS)
+    say(table(f"SDP, sigma {sigma}", score(sdp, draw_test_set(seed, list(DEFECTS), side))))
+    unseen = draw_test_set(seed, PROJECTION_TEST, side)
+    torch.manual_seed(42)
+    sdp_plus = SDPPlus(backbone, prompts, smoothing_sigma=sigma, **SETTINGS)
+    fit_projections(sdp_plus, draw_test_set(seed, PROJECTION_TRAIN, side), epochs, rate)
+    say(table("SDP, unseen categories", score(sdp, unseen)))
+    say(table(f"SDP+, unseen categories, {epochs} epochs, rate {rate:g}", score(sdp_plus, unseen)))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, default=ARCHITECTURE_FILE.with_name("demo_clip.safetensors"))
+    parser.add_argument("--seed", choices=SEEDS, default="selection")
+    parser.add_argument("--sigma", type=float, default=4.0)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    measure(arguments.weights, SEEDS[arguments.seed], arguments.sigma, arguments.epochs, arguments.rate)
+
+
+if __name__ == "__main__":
+    main()
