@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
+.DEFAULT_GOAL := install
 .PHONY: help install lint types fast test clean
 
 help:

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules import checks
-from datamodules.dataset import AnomalyDataset, EpochLoader, Sample, collate, collate_native
+from datamodules.dataset import AnomalyDataset, EpochSampler, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
+from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record
-from datamodules.transforms import CLIP_MEAN, CLIP_STD, build_transform
+from datamodules.transforms import build_transform
 
 
 class AnomalyDataModule(LightningDataModule):
@@ -36,8 +37,6 @@ class AnomalyDataModule(LightningDataModule):
         shuffle: the training images.
         dbscan: ``eps`` and ``min_samples`` for the sentence embeddings of this data set's classes; None for
             ``published_dbscan``. Only stored here.
-        mean: of the normalisation, one a channel.
-        std: of the normalisation, one a channel.
         val_categories: taken out of training, for validation.
     """
 
@@ -61,8 +60,6 @@ class AnomalyDataModule(LightningDataModule):
         transforms: str = "default",
         shuffle: bool = False,
         dbscan: Mapping[str, float] | None = None,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
         val_categories: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -76,8 +73,9 @@ class AnomalyDataModule(LightningDataModule):
         self.transforms = transforms
         self.shuffle = shuffle
         self.dbscan = dict(dbscan or self.published_dbscan)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        # The backbone's own; whoever builds both sets them.
+        self.mean: Sequence[float] = CLIP_MEAN
+        self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
 
     # What a data set has to say
@@ -133,6 +131,7 @@ class AnomalyDataModule(LightningDataModule):
         checks.check_options(
             self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
         )
+        checks.check_dbscan(self.dbscan)
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -166,11 +165,12 @@ class AnomalyDataModule(LightningDataModule):
         """Read the disk, so that errors come before anything is computed."""
         _ = self.records
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> DataLoader[Sample]:
         """All categories but ``val_categories``."""
         records = [record for record in self.records if record.category not in self.val_categories]
         dataset = self._dataset(records, self.transforms, self._size)
-        return EpochLoader(dataset, shuffle=self.shuffle, collate_fn=collate, **self._options)
+        sampler = EpochSampler(dataset, self.shuffle, dataset.seed)
+        return DataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """``val_categories``, or an empty list, which Lightning takes as: no validation."""
@@ -199,9 +199,7 @@ class AnomalyDataModule(LightningDataModule):
 
     def _dataset(self, records: Sequence[Record], transforms: str, mask_size: int | None) -> AnomalyDataset:
         transform = build_transform(transforms, self._size, mask_size, self.mean, self.std)
-        epoch = self.trainer.current_epoch if self.trainer else 0  # above 0 in a run that is resumed
-        seed = torch.initial_seed()
-        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, epoch)
+        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed=torch.initial_seed())
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The checks of options and records that need no file. Each raises a one-line UserError."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datamodules.errors import UserError
 from datamodules.records import ANOMALOUS, Record
@@ -61,6 +61,17 @@ def check_masks(records: Sequence[Record]) -> None:
             f"Expected a mask for each anomalous image, but {len(bare)} of {len(anomalous)} have none, the first is "
             f"{bare[0].image_path}; add the masks or remove the images"
         )
+
+
+def check_dbscan(dbscan: Mapping[str, object]) -> None:
+    """Check DBSCAN's parameters: a radius and a number of neighbours."""
+    eps, min_samples = dbscan.get("eps"), dbscan.get("min_samples")
+    if set(dbscan) != {"eps", "min_samples"} or not _is_int(min_samples, at_least=1) or not _is_positive(eps):
+        raise UserError(f"Expected dbscan to have eps above 0 and min_samples of 1 or more, but got {dict(dbscan)}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _is_int(value: object, at_least: int) -> bool:

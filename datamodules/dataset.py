@@ -1,13 +1,13 @@
 """Records -> samples -> batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import albumentations as A
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, Sampler
 
 from datamodules.errors import UserError
 from datamodules.images import UInt8Array, load_image, load_mask
@@ -34,7 +34,6 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: every record has a label.
         with_masks: records without a mask get an all-zero one.
         seed: of the augmentation.
-        first_epoch: the number of the first epoch that is drawn.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: bool,
         with_masks: bool,
         seed: int = 0,
-        first_epoch: int = 0,
     ) -> None:
         self.records = records
         self.root = root
@@ -54,7 +52,7 @@ class AnomalyDataset(Dataset[Sample]):
         self.with_masks = with_masks
         self.seed = seed
         # In shared memory, because workers that live on between epochs keep their own copy of everything else.
-        self.epoch = torch.tensor(first_epoch - 1).share_memory_()  # type: ignore[no-untyped-call]
+        self.epoch = torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -64,7 +62,7 @@ class AnomalyDataset(Dataset[Sample]):
         arrays = {"image": load_image(record.image_path)}
         if self.with_masks:
             arrays["mask"] = _mask_of(record, arrays["image"])
-        seed_transform(self.transform, (self.seed, max(int(self.epoch), 0), index))
+        seed_transform(self.transform, (self.seed, int(self.epoch), index))
         sample: Sample = self.transform(**arrays)
         if self.with_labels:
             sample["label"] = record.label
@@ -73,14 +71,35 @@ class AnomalyDataset(Dataset[Sample]):
         return sample
 
 
-class EpochLoader(DataLoader[Sample]):
-    """A DataLoader that tells its :class:`AnomalyDataset` when an epoch begins."""
+class EpochSampler(Sampler[int]):
+    """The order of the training images, and the number of the epoch for their augmentation.
 
-    dataset: AnomalyDataset
+    Lightning calls `set_epoch` before each epoch, with the number of epochs done: a resumed run goes on as if it had
+    not stopped.
 
-    def __iter__(self) -> Any:
-        self.dataset.epoch += 1
-        return super().__iter__()
+    Args:
+        dataset: it is told the epoch.
+        shuffle: a new order each epoch, or always that of the records.
+        seed: of the orders.
+    """
+
+    def __init__(self, dataset: AnomalyDataset, shuffle: bool, seed: int) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is drawn next."""
+        self.dataset.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(len(self.dataset)))
+        order = np.random.default_rng((self.seed, int(self.dataset.epoch))).permutation(len(self.dataset))
+        return iter(order.tolist())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

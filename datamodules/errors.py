@@ -20,6 +20,7 @@ class UserError(Exception):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what another library says, or the kind of its error if it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
+    """The first line of what another library says, with the next if it ends in a colon; else the kind of its error."""
+    first, second, *_ = [*(line.strip() for line in str(error).splitlines() if line.strip()), "", ""]
+    reason = f"{first} {second}" if first.endswith(":") else first
+    return reason[:_LONGEST_REASON] or type(error).__name__

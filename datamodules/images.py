@@ -15,6 +15,10 @@ from PIL import Image
 
 from datamodules.errors import UserError
 
+# Of CLIP's training images, per channel, of values in [0, 1].
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 UInt8Array = npt.NDArray[np.uint8]
 
 # What Pillow raises, depending on the format, for a file that is cut off, empty or no image at all.

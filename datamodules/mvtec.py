@@ -1,6 +1,8 @@
 """MVTec AD (Bergmann et al., CVPR 2019), and own data in its layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
@@ -17,7 +19,7 @@ class MVTec(AnomalyDataModule):
 
     name = "mvtec"
     title = "MVTec AD"
-    published = (
+    published: ClassVar[Sequence[str]] = (
         *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw"),
         *("tile", "toothbrush", "transistor", "wood", "zipper"),
     )

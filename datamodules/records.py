@@ -1,5 +1,6 @@
 """What a data set is made of: one record an image, and the helpers that turn folders into records."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +33,8 @@ def list_images(folder: Path) -> list[Path]:
 
     Files that start with a dot are left out: macOS leaves a ``._000.png``, which is no image, beside each ``000.png``.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    paths = (Path(parent) / name for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
 def stem_below(path: Path, folder: Path) -> str:

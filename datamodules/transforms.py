@@ -17,12 +17,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks
 import albumentations as A
 from albumentations.pytorch import ToTensorV2
 
-cv2.setNumThreads(
-    0
-)  # its threads would compete with the loader's workers, and hang in a worker that is forked from them
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Its threads would compete with the loader's workers, and hang in a worker that is forked from them.
+cv2.setNumThreads(0)
 
 
 class PILSquash(A.DualTransform):  # type: ignore[misc]

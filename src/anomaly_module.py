@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.models.maps import resize_like
 from src.models.method import Method, Scores
@@ -76,9 +76,16 @@ class AnomalyModule(LightningModule):
         return scores
 
     def configure_optimizers(self) -> Optimizer:
-        """Make the optimizer of the trainable parameters."""
+        """Make the optimizer of the trainable parameters.
+
+        Raises:
+            UserError: it does not accept its settings.
+        """
         assert self.optimizer_factory is not None
-        return self.optimizer_factory(self.method.trainable_parameters().values())
+        try:
+            return self.optimizer_factory(self.method.trainable_parameters().values())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer: {reason_of(error)}") from error
 
     def on_fit_start(self) -> None:
         """Embed the training classes; the module is on its device by now."""

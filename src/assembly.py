@@ -20,9 +20,9 @@ from src.models.backbone import Backbone, BackboneSource, find_backbone
 from src.models.method import Method
 from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.report import provenance
-from src.report.protocol import DataUse, Protocol, describe_use
+from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
 from src.run_folder import RunFolder
-from src.trainer import build_trainer
+from src.trainer import build_trainer, check_training_settings, shortcuts
 
 
 @dataclass
@@ -59,6 +59,8 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         UserError: whatever the user has to mend before anything is computed.
     """
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), plain(config))
+    if config.trainer.get("limit_test_batches") == 0:
+        raise UserError("trainer.limit_test_batches=0 leaves nothing to test; leave it out")
     test_data = _build_data(config.test_data)
     train_data = _build_data(config.train_data, config.val_categories) if with_training else None
     assert test_data is not None
@@ -74,7 +76,13 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         origin = Origin(model=plain(config)["model"], backbone=backbone, trained_on=dict(trained_on))
     else:
         origin = _load_weights(config, method, backbone)
-    protocol = Protocol(trainable, cast("DataUse | None", origin.get("trained_on")), describe_use(test_data))
+    protocol = Protocol(
+        trainable,
+        cast("DataUse | None", origin.get("trained_on")),
+        describe_use(test_data),
+        shared=shared_categories(train_data, test_data) if train_data else (),
+        shortcuts=shortcuts(config.trainer),
+    )
     module = AnomalyModule(
         method,
         optimizer=instantiate(config.optimizer),
@@ -85,7 +93,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     )
     trainer = build_trainer(config, folder.path, trains=train_data is not None)
     run = Run(config, folder, protocol, test_data, train_data, module, trainer)
-    folder.provenance |= _describe(run, backbone)
+    folder.describe(**_describe(run, backbone))
     return run
 
 
@@ -136,6 +144,7 @@ def _training_data(method: Method, train_data: AnomalyDataModule | None, config:
             "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
             "its folder as paths.output_dir"
         )
+    check_training_settings(config)
     return train_data
 
 
@@ -158,7 +167,11 @@ def _load_weights(config: DictConfig, method: Method, backbone: dict[str, Any]) 
 def _warn_of_other_settings(origin: Origin, config: DictConfig, backbone: dict[str, Any]) -> None:
     """Projections fit any tower and tap of their shape, but mean something only where they were trained."""
     trained_with = origin.get("model", {})
-    changed = [key for key in ("feature_layers", "feature_tap") if trained_with.get(key) != config.model.get(key)]
+    changed = [
+        key
+        for key in ("feature_layers", "feature_tap", "representative")
+        if trained_with.get(key) != config.model.get(key)
+    ]
     if trained_with and changed:
         rank_zero_warn(f"{config.ckpt_path} was trained with another {' and '.join('model.' + key for key in changed)}")
     if origin.get("backbone") and origin["backbone"]["sha256"] != backbone["sha256"]:

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -26,6 +26,7 @@ _USELESS_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
     r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP
     r"Total length of `list` across ranks is zero",  # no validation, as the paper trains
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run's
     r"The number of training batches .* is smaller than the logging interval",  # the epoch's mean is logged anyway
 )
 
@@ -38,30 +39,47 @@ def run_command(name: str) -> None:
     """
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # otherwise Hydra prints errors in its own way and ends the process
-    failure: list[Exception] = []
-
-    def task(config: DictConfig) -> None:
-        try:
-            _run(name, config)
-        except Exception as error:
-            # Hydra announces an error that leaves the task by a line of its own; a sweep has to see it, though.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            failure.append(error)
-
-    task.__module__ = f"src.{name}"
+    task = _Task(name)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     except Exception as error:
-        failure.append(error)
+        # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
+        is_users = task.started or one_line(error)
+        task.errors = task.errors or [error if is_users else UserError(reason_of(error))]
     finally:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
-    if failure:
-        line = one_line(failure[0])
-        if wants_traceback or line is None:
-            raise failure[0]
-        print(f"error: {line}", file=sys.stderr)
+    if task.errors:
+        bug = next((one for one in task.errors if one_line(one) is None), None)
+        if bug is not None or wants_traceback:
+            raise bug or task.errors[0]
+        for mistake in task.errors:
+            print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(1)
+
+
+class _Task:
+    """What Hydra calls for a run, or for each trial of a sweep.
+
+    Attributes:
+        started: whether Hydra got as far as calling it.
+        errors: what runs ended with.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = False
+        self.errors: list[Exception] = []
+        self.__module__ = f"src.{name}"  # Hydra names the job after it
+
+    def __call__(self, config: DictConfig) -> None:
+        """Run. Hydra announces an error that leaves here by a line of its own; a sweep has to see it, though."""
+        self.started = True
+        try:
+            _run(self.name, config)
+        except Exception as error:
+            self.errors.append(error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
 
 
 def one_line(error: BaseException) -> str | None:
@@ -70,6 +88,10 @@ def one_line(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.filename:
+            return f"{cause.strerror}: {cause.filename}"
+        if type(cause).__module__.startswith("wandb."):
+            return f"W&B: {reason_of(cause)}; log in by `wandb login`, or set logger.wandb.offline=true"
         is_lightnings = type(cause).__name__ == "MisconfigurationException"
         if is_lightnings or isinstance(cause, (HydraException, OmegaConfBaseException)):
             return " ".join(str(cause).split())

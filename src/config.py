@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,10 @@ def validate(config: DictConfig) -> DictConfig:
         OmegaConf.to_container(typed, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+    if typed.seed < 0:
+        raise UserError(f"configuration: seed must be 0 or more, but got {typed.seed}")
+    if str(typed.paths.output_dir).startswith("~"):
+        raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
     for path, node in _nodes(config):
         _check_against_signature(path, node)
     assert isinstance(typed, DictConfig)
@@ -100,6 +105,7 @@ def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]
 def _check_against_signature(path: str, node: DictConfig) -> None:
     """Refuse keys that the target does not take, before anything expensive has run."""
     target = str(node["_target_"])
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells what is told below, in several lines
     try:
         parameters = inspect.signature(get_object(target)).parameters
     except (ImportError, AttributeError, ValueError, TypeError) as error:

@@ -64,32 +64,33 @@ def _announced(run: Run, line: str) -> Iterator[None]:
         for logger in run.trainer.loggers:
             logger.log_hyperparams({"protocol": line, **plain(run.config)})
         yield
-        run.folder.finish()
-        print(f"results in {run.folder.path}", flush=True)
-    finally:
-        close_loggers(run.trainer.loggers)
+    except BaseException:
+        close_loggers(run.trainer.loggers, exit_code=1)
+        raise
+    close_loggers(run.trainer.loggers, exit_code=0)
+    run.folder.finish()
+    print(f"results in {run.folder.path}", flush=True)
 
 
 def _fit(run: Run) -> None:
     """Train, go back to the selected epoch, and write the trained parameters alone."""
     assert run.train_data is not None
     run.trainer.fit(run.module, datamodule=run.train_data, ckpt_path=run.folder.checkpoint_to_resume)
-    origin = run.module.origin
-    origin["epochs"] = run.trainer.current_epoch
-    best = selected_checkpoint(run.trainer)
-    if best is not None:
-        weights = read_trained_weights(best)
-        load_trained_weights(run.module.method, weights, best)
-        origin = weights.origin
+    if run.config.trainer.get("fast_dev_run"):
+        return  # Lightning writes no checkpoints then
+    checkpoint = selected_checkpoint(run.trainer, run.folder.path)
+    weights = read_trained_weights(checkpoint)
+    load_trained_weights(run.module.method, weights, checkpoint)
     name = f"{run.module.method.name}.trained_on_{run.train_data.name}.safetensors"
-    write_trained_weights(run.folder.path / name, run.module.method, origin)
-    run.folder.write(trained_weights={"file": name, "selected_by": run.config.select, "epochs": origin["epochs"]})
+    write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
+    selection = {"selected_by": run.config.select, "epochs": weights.origin["epochs"]}
+    run.folder.write(trained_weights={"file": name, **selection})
 
 
 def _test(run: Run) -> None:
     """Test, show and write the metrics."""
     run.trainer.test(run.module, datamodule=run.test_data, verbose=False)
     result = run.module.test_result
+    write_json(run.folder.path / METRICS_FILE, result)
     print_table(result, run.protocol.line)
     log_table(result, run.trainer.loggers)
-    write_json(run.folder.path / METRICS_FILE, result)

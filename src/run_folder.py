@@ -9,12 +9,16 @@ from typing import Any
 from datamodules.errors import UserError
 from src.files import write_json
 from src.report.provenance import PROVENANCE_FILE, now
+from src.trainer import LAST_CHECKPOINT
 
-LAST_CHECKPOINT = "checkpoints/last.ckpt"
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
 _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
-_FREE_KEYS = tuple(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers"))
-_FIXED_TRAINER_KEYS = ("trainer.max_epochs", "trainer.precision")
+_FREE_KEYS = (
+    *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
+)
+# Of a continuation these are noted beside those of the first part.
+_EACH_PART = ("command", "code", "packages", "device")
 
 
 class RunFolder:
@@ -41,15 +45,36 @@ class RunFolder:
                 f"{path} holds an unfinished run of another configuration (it differs in {', '.join(changed)}); "
                 "give the same options to resume it, or another paths.output_dir"
             )
-        self.provenance: dict[str, Any] = {"started": now(), "resumed": [], "finished": None, "config": config}
-        if earlier:
-            self.provenance |= {"started": earlier["started"], "resumed": [*earlier["resumed"], now()]}
+        self.is_resumed = bool(earlier)
+        self.provenance: dict[str, Any] = earlier or {
+            "started": now(),
+            "resumed": [],
+            "finished": None,
+            "config": config,
+        }
+
+    def describe(self, **entries: Any) -> None:
+        """Add what is known before the run.
+
+        Raises:
+            UserError: the unfinished run that is there had other data or weights.
+        """
+        if not self.is_resumed:
+            self.provenance |= entries
+            return
+        for key, found in _hashes(entries).items():
+            if found != _hashes(self.provenance).get(key):
+                raise UserError(
+                    f"{self.path} holds an unfinished run with other content of {key}; restore it, or choose another "
+                    "paths.output_dir"
+                )
+        self.provenance["resumed"].append({"time": now(), **{key: entries.get(key) for key in _EACH_PART}})
 
     @property
     def checkpoint_to_resume(self) -> Path | None:
         """The unfinished run's last checkpoint, if it got that far."""
         path = self.path / LAST_CHECKPOINT
-        return path if self.provenance["resumed"] and path.is_file() else None
+        return path if self.is_resumed and path.is_file() else None
 
     def write(self, **entries: Any) -> None:
         """Add entries to provenance.json and write it."""
@@ -79,10 +104,13 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decides(key: str) -> bool:
-    group = key.partition(".")[0]
-    if group == "trainer":
-        return key in _FIXED_TRAINER_KEYS
-    return group not in _FREE_GROUPS and key not in _FREE_KEYS
+    return key.partition(".")[0] not in _FREE_GROUPS and key not in _FREE_KEYS
+
+
+def _hashes(entries: dict[str, Any]) -> dict[str, Any]:
+    """The hashes of data and weights among provenance's entries."""
+    data = {f"data.{role}": used["sha256"] for role, used in entries.get("data", {}).items()}
+    return data | {"backbone": (entries.get("backbone") or {}).get("sha256")}
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

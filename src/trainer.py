@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -17,6 +17,24 @@ from src.callbacks.predictions import PredictionWriter
 from src.metrics.benchmark_metrics import METRIC_NAMES
 
 LAST = "last"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+# Trainer settings under which less is trained or tested than the data sets hold, and what they are when that is not so.
+# As text, since of 1 and 1.0 the one means a batch and the other everything.
+_SHORTCUTS = {
+    "fast_dev_run": ("False", "None"),
+    "overfit_batches": ("0", "0.0", "None"),
+    "limit_train_batches": ("1.0", "None"),
+    "limit_val_batches": ("1.0", "None"),
+    "limit_test_batches": ("1.0", "None"),
+    "limit_predict_batches": ("1.0", "None"),
+    "max_steps": ("-1",),
+    "max_time": ("None",),
+}
+
+
+class SelectedCheckpoint(ModelCheckpoint):
+    """Keeps the epoch that is best on the held-out categories of the training data; the test data selects nothing."""
 
 
 def build_trainer(config: DictConfig, folder: Path, *, trains: bool) -> Trainer:
@@ -28,14 +46,13 @@ def build_trainer(config: DictConfig, folder: Path, *, trains: bool) -> Trainer:
         trains: whether there will be training, and so an epoch to select.
 
     Raises:
-        UserError: several processes, which would repeat images and so change the metrics; a selection that can't be.
+        UserError: several processes, which would repeat images and so change the metrics; a setting that can't be.
     """
-    callbacks: list[Callback] = [instantiate(node) for node in (config.callbacks or {}).values()]
+    callbacks: list[Callback] = [*_checkpoints(config, folder)] if trains else []
+    callbacks += [instantiate(node) for node in (config.callbacks or {}).values()]
     callbacks.append(PredictionWriter(folder))
     if config.save_maps:
         callbacks.append(MapWriter(folder))
-    if trains and config.select != LAST:
-        callbacks.append(_best_checkpoint(config, folder))
     trainer: Trainer = instantiate(
         config.trainer,
         logger=[instantiate(node) for node in (config.logger or {}).values()],
@@ -43,36 +60,69 @@ def build_trainer(config: DictConfig, folder: Path, *, trains: bool) -> Trainer:
         precision=effective_precision(config.trainer),
         default_root_dir=str(folder),
         use_distributed_sampler=False,
+        enable_checkpointing=trains,
     )
     if trainer.world_size > 1:
         raise UserError(
             f"{trainer.world_size} processes were asked for, but metrics are not gathered across processes yet; "
             "set trainer.devices=1 trainer.num_nodes=1 (several GPUs serve several runs at a time)"
         )
+    # TensorFloat-32 keeps 10 bits of a float32; a run that says 32 computes in 32.
+    torch.backends.cudnn.allow_tf32 = False
     return trainer
 
 
-def effective_precision(trainer: DictConfig) -> Any:
-    """The precision that will run: a CPU has no float16 autocast to speak of, so there 16-mixed becomes bf16-mixed."""
-    precision = trainer.get("precision") or "32-true"
+def effective_precision(trainer: DictConfig) -> str:
+    """The precision that will run: a CPU has no float16 autocast to speak of, so there 16-mixed becomes bf16-mixed.
+
+    Raises:
+        UserError: a precision in which the projections and maps would not be computed in float32.
+    """
+    precision = str(trainer.get("precision") or "32-true")
+    if precision not in _PRECISIONS:
+        raise UserError(f"trainer.precision must be 32, bf16-mixed or 16-mixed, but got {precision}")
     accelerator = trainer.get("accelerator", "auto")
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
-    return "bf16-mixed" if on_cpu and str(precision) in ("16", "16-mixed") else precision
+    return "bf16-mixed" if on_cpu and precision in ("16", "16-mixed") else precision
 
 
-def _best_checkpoint(config: DictConfig, folder: Path) -> ModelCheckpoint:
-    """Keep the epoch that is best on the held-out categories of the training data; the test data selects nothing."""
-    if config.select not in METRIC_NAMES:
+def shortcuts(trainer: DictConfig) -> list[str]:
+    """The settings under which a run does less than its data sets hold, such as `limit_test_batches=2`."""
+    return [
+        f"{key}={trainer[key]}" for key, whole in _SHORTCUTS.items() if key in trainer and trainer[key] not in whole
+    ]
+
+
+def check_training_settings(config: DictConfig) -> None:
+    """Check what only training reads.
+
+    Raises:
+        UserError: no optimizer, no epochs, or an epoch to select that can't be.
+    """
+    epochs = config.trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"trainer.max_epochs must be 1 or more, but got {epochs}")
+    if config.optimizer is None:
+        raise UserError("optimizer is null, but the model trains; such as optimizer._target_=torch.optim.Adam")
+    if config.select != LAST and config.select not in METRIC_NAMES:
         raise UserError(f"select must be {LAST} or one of {', '.join(METRIC_NAMES)}, but got '{config.select}'")
-    if not config.val_categories:
+    if config.select != LAST and not config.val_categories:
         raise UserError(f"select={config.select} needs val_categories=[...], categories of train_data to hold out")
-    return ModelCheckpoint(folder / "checkpoints", "best", monitor=f"val/{config.select}", mode="max")
 
 
-def selected_checkpoint(trainer: Trainer) -> Path | None:
-    """The checkpoint of the selected epoch after training; None if that is the last one, which is in memory."""
+def selected_checkpoint(trainer: Trainer, folder: Path) -> Path:
+    """The checkpoint of the epoch that is to be tested: the best on held-out categories if so selected, or the last."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+        if isinstance(callback, SelectedCheckpoint):
             return Path(callback.best_model_path)
-    return None
+    return folder / LAST_CHECKPOINT
+
+
+def _checkpoints(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:
+    """The best epoch first: the last epoch's checkpoint holds the state of this selection and has to come after it."""
+    target = folder / LAST_CHECKPOINT
+    if config.select != LAST:
+        yield SelectedCheckpoint(target.parent, "best", monitor=f"val/{config.select}", mode="max")
+    # Not Lightning's save_last, which writes at the end of the training only, unless another file is kept too.
+    yield ModelCheckpoint(target.parent, target.stem, save_top_k=1, enable_version_counter=False)

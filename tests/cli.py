@@ -53,7 +53,8 @@ class Cli:
     def __call__(self, command: str, *overrides: str, name: str = "run") -> Finished:
         output = self.folder / name
         handlers = logging.getLogger().handlers[:]
-        self.monkeypatch.setattr(sys, "argv", [f"src/{command}.py", f"paths.output_dir={output}", *overrides])
+        target = [] if any(o.startswith("paths.output_dir=") for o in overrides) else [f"paths.output_dir={output}"]
+        self.monkeypatch.setattr(sys, "argv", [f"src/{command}.py", *overrides, *target])
         code = 0
         try:
             run_command(command)

@@ -15,6 +15,8 @@ from src.models import weights
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import ROOT, Golden
 
+SCRIPT = Path(sys.executable).with_name("clip-ad-eval")
+
 
 @pytest.fixture(scope="session")
 def mvtec(golden_a: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,6 +65,13 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
         (["model=sdp_plus"], ["ckpt_path", "src.train"]),
         (["model=sdp_plus", "ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),
         (["ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),
+        (["+test_data.dbscan.epz=1"], ["epz", "min_samples"]),
+        (["test_data.dbscan.eps=wide"], ["eps", "wide"]),
+        (["model._target_=src.models.sdp.SPD"], ["src.models.sdp.SPD"]),
+        (["logger=null"], ["None"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["+trainer.limit_test_batches=0"], ["limit_test_batches"]),
+        (["trainer.precision=64-true"], ["bf16-mixed", "64-true"]),
         (["trainer=gpu"], ["gpu"]),
         (["+trainer.num_nodes=2"], ["trainer.devices=1"]),
         (["trainer.precision=8"], ["8"]),
@@ -76,6 +85,9 @@ def test_evaluation(cli: Cli, options: list[str], overrides: list[str], expected
     assert not (cli.folder / "run" / "metrics.json").exists()
 
 
+TRAINING = ["model=sdp_plus", "data@train_data=mvtec", "allow_leakage=true", "train_data.num_workers=0"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -85,6 +97,11 @@ def test_evaluation(cli: Cli, options: list[str], overrides: list[str], expected
             ["model=sdp_plus", "data@train_data=mvtec", "train_data.split=train", "train_data.categories=[candle]"],
             ["has none"],
         ),
+        ([*TRAINING, "trainer.max_epochs=0"], ["max_epochs", "0"]),
+        ([*TRAINING, "trainer.max_epochs=many"], ["max_epochs", "many"]),
+        ([*TRAINING, "optimizer=null"], ["optimizer"]),
+        ([*TRAINING, "optimizer.lr=high"], ["optimizer"]),
+        ([*TRAINING, "optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),
         (["model=sdp_plus", "data@train_data=mvtec", "train_data.image_size=160"], ["image_size", "160"]),
         (["model=sdp_plus", "data@train_data=mvtec", "val_categories=[bottle]"], ["bottle", "candle"]),
         (["model=sdp_plus", "data@train_data=mvtec", "ckpt_path=x.ckpt"], ["ckpt_path", "paths.output_dir"]),
@@ -147,6 +164,33 @@ def test_without_network_the_tag_is_named(
     message = cli.error("eval", f"test_data.root={mvtec}", "trainer=cpu")
     assert "laion400m_e31" in message
     assert "backbone.pretrained=/path/to/weights" in message
+
+
+def test_an_output_folder_that_can_not_be(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in cli.error("eval", *options, f"paths.output_dir={tmp_path / 'file' / 'run'}")
+
+
+def test_a_sweep_names_each_failed_trial_and_finishes_the_others(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = cli("eval", "-m", *options, "+exp=sdp_mvtec", "model.feature_layers=[99],[12],[98]", name="sweep")
+    assert done.code == 1
+    assert [line for line in done.err.splitlines() if line.startswith("error: ")] == [
+        f"error: model.feature_layers must be a list of block numbers from 1 to 12 for ViT-B-16-plus-240, but got [{n}]"
+        for n in (99, 98)
+    ]
+    assert [path.parent.name for path in done.folder.glob("*/metrics.json")] == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not SCRIPT.exists(), reason="the package is not installed beside this Python, as `make install` does"
+)
+def test_the_console_script_works_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run([SCRIPT, "+foo=3"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: unknown configuration key 'foo'")
 
 
 @pytest.mark.slow

@@ -78,17 +78,33 @@ def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
     earlier = leave_unfinished(tmp_path)
     folder = RunFolder(tmp_path, config())
     assert folder.checkpoint_to_resume == tmp_path / "checkpoints" / "last.ckpt"
+    folder.describe(command="python -m src.train again", seed=42)
     folder.write()
     again = RunFolder(tmp_path, config())
+    again.describe(command="python -m src.train", seed=42)
     assert again.provenance["started"] == earlier["started"]
-    assert len(again.provenance["resumed"]) == 2
+    assert again.provenance["command"] == earlier["command"]
+    assert [part["command"] for part in again.provenance["resumed"]] == [
+        "python -m src.train again",
+        "python -m src.train",
+    ]
+
+
+def test_a_resumed_run_needs_its_data_and_weights(tmp_path: Path) -> None:
+    data, backbone = {"test": {"sha256": "a"}}, {"sha256": "b"}
+    RunFolder(tmp_path, config()).write(data=data, backbone=backbone)
+    RunFolder(tmp_path, config()).describe(data=data, backbone=backbone)
+    with pytest.raises(UserError, match=r"other content of data\.test"):
+        RunFolder(tmp_path, config()).describe(data={"test": {"sha256": "c"}}, backbone=backbone)
+    with pytest.raises(UserError, match="other content of backbone"):
+        RunFolder(tmp_path, config()).describe(data=data, backbone={"sha256": "c"})
 
 
 def test_an_unfinished_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     leave_unfinished(tmp_path, checkpoint=False)
     folder = RunFolder(tmp_path, config())
     assert folder.checkpoint_to_resume is None
-    assert len(folder.provenance["resumed"]) == 1
+    assert folder.is_resumed
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,7 @@ def test_an_unfinished_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> N
         {"paths__output_dir": "elsewhere"},
         {"logger": {"wandb": {"project": "x"}}},
         {"callbacks": {"bar": {}}},
+        {"save_maps": True},
         {"trainer__accelerator": "gpu", "trainer__devices": 2},
     ],
 )
@@ -114,6 +131,7 @@ def test_how_and_where_may_change(changes: dict[str, Any], tmp_path: Path) -> No
         ({"model__new": 1}, "model.new"),
         ({"train_data": {"root": "data", "split": "train"}}, "train_data, train_data.split"),
         ({"trainer__max_epochs": 6}, "trainer.max_epochs"),
+        ({"trainer__accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches"),
         ({"trainer__precision": "bf16-mixed", "backbone__name": "x"}, "backbone.name, trainer.precision"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from src.models.backbone import Backbone, BackboneSource
+from src.models.sdp_plus import SDPPlus
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
@@ -67,8 +69,8 @@ def towers(monkeypatch: pytest.MonkeyPatch) -> Towers:
 
 
 def losses(run: Finished) -> list[float]:
-    """The mean loss of each epoch."""
-    with next(run.folder.glob("csv/version_*/metrics.csv")).open(newline="") as file:
+    """The mean loss of each epoch, of a resumed run the continuation's."""
+    with max(run.folder.glob("csv/version_*/metrics.csv")).open(newline="") as file:
         return [float(row["train/loss_epoch"]) for row in csv.DictReader(file) if row.get("train/loss_epoch")]
 
 
@@ -180,30 +182,102 @@ def test_held_out_categories_select_the_epoch(
     assert "pixel_AUPRO" in cli.error("train", *train, "val_categories=[candle]", "select=auroc", name="no_metric")
 
 
-def test_an_unfinished_run_is_resumed(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=4"]
-    whole = cli.ok("train", *train, name="whole")
-
-    from src.models.sdp_plus import SDPPlus
-
+def cut_in_epoch(cli: Cli, monkeypatch: pytest.MonkeyPatch, epoch: int, *overrides: str) -> Path:
+    """The folder of a run that stops in an epoch (counted from 1) of training on one batch an epoch."""
     loss, calls = SDPPlus.loss, []
 
     def power_cut(self: SDPPlus, *args: torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == epoch:
             raise RuntimeError("power cut")
         return loss(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(SDPPlus, "loss", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
-            cli("train", *train, name="cut")
-    assert "optimizer.lr" in cli.error("train", *train, "optimizer.lr=1", name="cut")
+            cli("train", *overrides, name="cut")
+    return cli.folder / "cut"
+
+
+@pytest.mark.parametrize("order", [[], ["train_data.shuffle=true", "train_data.transforms=augment"]])
+def test_an_unfinished_run_is_resumed(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=4", "optimizer.lr=1e-2", *order]
+    whole = cli.ok("train", *train, name="whole")
+    folder = cut_in_epoch(cli, monkeypatch, 3, *train)
+    done = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (done["epoch"], done["origin"]["epochs"]) == (1, 2)
+
+    assert "seed" in cli.error("train", *train, "seed=1", name="cut")
     resumed = cli.ok("train", *train, name="cut")
+    assert len(losses(resumed)) == 2  # of epochs 3 and 4: the others stand in the log of the first part
     assert resumed.metrics == whole.metrics
     assert resumed.predictions == whole.predictions
-    assert len(resumed.provenance["resumed"]) == 1
-    assert len(losses(resumed)) == 2  # epochs 1 and 2 stand in the log of the first part
+    assert [set(part) >= {"time", "command", "packages"} for part in resumed.provenance["resumed"]] == [True]
+    assert resumed.provenance["trained_weights"] == whole.provenance["trained_weights"]
+
+
+def test_a_resumed_run_selects_as_if_it_had_not_stopped(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = ["data@train_data=mvtec", "train_data.num_workers=0", "val_categories=[candle]", "select=pixel_AUROC"]
+    train = [*options, *TEST_CANDLE, *held_out, "trainer.max_epochs=4", "optimizer.lr=3e-2", "allow_leakage=true"]
+    whole = cli.ok("train", *train, name="whole")
+    folder = cut_in_epoch(cli, monkeypatch, 3, *train)
+    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    selection = next(state for name, state in states.items() if "val/pixel_AUROC" in name)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["origin"]["epochs"]
+    with (folder / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+        scores = [float(row["val/pixel_AUROC"]) for row in csv.DictReader(file) if row.get("val/pixel_AUROC")]
+    assert float(selection["best_model_score"]) == pytest.approx(scores[best - 1])
+    resumed = cli.ok("train", *train, name="cut")
+    assert resumed.provenance["trained_weights"] == whole.provenance["trained_weights"]
+    assert resumed.metrics == whole.metrics
+
+
+def test_a_run_goes_on_with_its_own_data_only(
+    cli: Cli, options: list[str], two_data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=2"]
+    cut_in_epoch(cli, monkeypatch, 2, *train)
+    moved = tmp_path / "moved"
+    shutil.copytree(two_data_sets, moved)
+    image = next((moved / "mvtec" / "candle" / "test").rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert "data.test" in cli.error("train", *train, f"paths.data_dir={moved}", name="cut")
+    image.write_bytes(image.read_bytes()[:-1])
+    cli.ok("train", *train, f"paths.data_dir={moved}", name="cut")
+
+
+def test_a_callback_of_the_user_selects_nothing(cli: Cli, options: list[str], tmp_path: Path) -> None:
+    own = [
+        "+callbacks.own._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"+callbacks.own.dirpath={tmp_path / 'own'}",
+        "+callbacks.own.monitor=train/loss_epoch",
+        "+callbacks.own.mode=max",
+    ]
+    run = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=3", *own)
+    assert run.provenance["trained_weights"]["epochs"] == 3
+
+
+def test_a_run_that_is_cut_short_says_so(cli: Cli, options: list[str]) -> None:
+    short = ["+trainer.limit_test_batches=1", "test_data.batch_size=2"]
+    run = cli.ok("eval", *options, "+exp=sdp_mvtec", *short)
+    assert len(run.predictions) == 2
+    assert run.out.splitlines()[0].endswith("(6 images), cut short by limit_test_batches=1")
+    assert run.provenance["protocol"]["cut_short_by"] == ["limit_test_batches=1"]
+    dry = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "+trainer.fast_dev_run=true", name="dry")
+    assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]
+
+
+def test_the_same_images_under_another_name_leak(cli: Cli, options: list[str], two_data_sets: Path) -> None:
+    pcb = two_data_sets / "mvtec" / "pcb1"
+    folder = ["data@train_data=folder", f"train_data.root={pcb}", "train_data.anomalous_dir=test/broken"]
+    masks = ["train_data.mask_dir=ground_truth/broken", "train_data.num_workers=0"]
+    message = cli.error("train", *options, "model=sdp_plus", *folder, *masks)
+    assert "pcb1" in message
+    assert "allow_leakage" in message
 
 
 def test_predict_needs_no_labels(cli: Cli, options: list[str], two_data_sets: Path) -> None:

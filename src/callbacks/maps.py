@@ -36,17 +36,7 @@ class MapWriter(Callback):
         """Write the maps of a batch."""
         self._write(outputs["scores"], batch)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the maps of a batch."""
-        self._write(outputs["scores"], batch)
+    on_predict_batch_end = on_test_batch_end
 
     def _write(self, scores: Scores, batch: dict[str, Any]) -> None:
         maps = scores.anomaly_map.float().cpu().numpy()  # (B, H, W)

@@ -55,17 +55,7 @@ class PredictionWriter(Callback):
         """Take the scores of a batch."""
         self._rows += rows_of(outputs["scores"], batch)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Take the scores of a batch."""
-        self._rows += rows_of(outputs["scores"], batch)
+    on_predict_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""

@@ -69,8 +69,6 @@ def density_weighted_mean(rows: Array) -> Array:
 
 def largest_cluster_mean(rows: Array, eps: float, min_samples: int) -> Array:
     """Mean of DBSCAN's largest cluster."""
-    if eps <= 0 or min_samples < 1:
-        raise UserError(f"dbscan needs eps above 0 and min_samples of 1 or more, but got {eps} and {min_samples}")
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
     if (labels < 0).all():
         raise UserError(

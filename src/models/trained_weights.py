@@ -118,8 +118,14 @@ def _first_difference(expected: Shapes, found: Shapes) -> str:
     """Say what is wrong with the shapes, in the words of `feature_layers` and the backbone."""
     if len(expected) != len(found) or expected.keys() != found.keys():
         return (
-            f"expected {len(expected)} tensors ({', '.join(expected)}), found {len(found)} ({', '.join(found)}); "
+            f"expected {len(expected)} tensors ({_some(expected)}), found {len(found)} ({_some(found)}); "
             "the number of model.feature_layers must be that of the training"
         )
     name = next(name for name in expected if expected[name] != found[name])
     return f"{name} has shape {found[name]}, expected {expected[name]}; it was trained with another backbone"
+
+
+def _some(names: Shapes) -> str:
+    """The first names of many."""
+    first = list(names)[:3]
+    return ", ".join(first) + (", ..." if len(names) > len(first) else "")

@@ -14,9 +14,8 @@ import huggingface_hub
 from huggingface_hub import constants as hub_constants
 
 from datamodules.errors import UserError, reason_of
+from datamodules.images import CLIP_MEAN, CLIP_STD
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _PROBE_SECONDS = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -42,6 +43,13 @@ def describe_use(data: AnomalyDataModule) -> DataUse:
     )
 
 
+def shared_categories(train_data: AnomalyDataModule, test_data: AnomalyDataModule) -> list[str]:
+    """Categories of the test data of which images are training images too, as files."""
+    training_images = {record.image_path.resolve() for record in train_data.records}
+    shared = [record.category for record in test_data.records if record.image_path.resolve() in training_images]
+    return list(dict.fromkeys(shared))
+
+
 @dataclass(frozen=True)
 class Protocol:
     """A run's training and test data.
@@ -50,24 +58,29 @@ class Protocol:
         trainable: whether the model has anything to train.
         trained_on: what it is or was trained on; None if nothing is trained, or if a checkpoint does not say.
         tested_on: the benchmark.
+        shared: tested categories of which images are among the training images, under whatever name.
+        shortcuts: settings under which less is trained or tested than these data hold.
     """
 
     trainable: bool
     trained_on: DataUse | None
     tested_on: DataUse
+    shared: Sequence[str] = ()
+    shortcuts: Sequence[str] = ()
 
     @property
     def line(self) -> str:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
-        return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)})"
+        cut = f", cut short by {', '.join(self.shortcuts)}" if self.shortcuts else ""
+        return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)}){cut}"
 
     @property
     def leaked(self) -> list[str]:
-        """The tested categories whose data set was trained or validated on with the same categories."""
-        if self.trained_on is None or self.trained_on["name"] != self.tested_on["name"]:
-            return []
-        seen = {*self.trained_on["categories"], *self.trained_on["held_out"]}
+        """The tested categories that were trained or validated on: by data set and name, or by their very images."""
+        seen = set(self.shared)
+        if self.trained_on is not None and self.trained_on["name"] == self.tested_on["name"]:
+            seen.update(self.trained_on["categories"], self.trained_on["held_out"])
         return [name for name in self.tested_on["categories"] if name in seen]
 
     def refuse_leakage(self) -> None:
@@ -90,6 +103,7 @@ class Protocol:
             "trained_on": self.trained_on,
             "tested_on": self.tested_on,
             "leaked_categories": self.leaked,
+            "cut_short_by": list(self.shortcuts),
         }
 
     @property

@@ -17,10 +17,10 @@ def print_table(result: BenchmarkResult, title: str) -> None:
     """Print the metrics in percent, with notes where a figure needs one."""
     (first, *names), *rows = rows_of(result)
     table = Table()
-    table.add_column(str(first))
+    table.add_column(str(first), no_wrap=True)
     for name in names:
         level, metric = str(name).split("_", 1)
-        table.add_column(f"{level}\n{metric}", justify="right")
+        table.add_column(f"{level}\n{metric}", justify="right", no_wrap=True)
     for category, *values in rows:
         if category == MEAN:
             table.add_section()
@@ -38,11 +38,12 @@ def log_table(result: BenchmarkResult, loggers: Iterable[Logger]) -> None:
             logger.log_table("test/categories", columns=[str(name) for name in header], data=rows)
 
 
-def close_loggers(loggers: Iterable[Logger]) -> None:
+def close_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
     """End W&B's run, which otherwise lasts as long as the process and would take in a sweep's next trial."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish(exit_code=exit_code)
 
 
 def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:

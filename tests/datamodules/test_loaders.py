@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.base import AnomalyDataModule
+from datamodules.dataset import EpochSampler
 from datamodules.errors import UserError
 from datamodules.folder import Folder
 from datamodules.mvtec import MVTec
@@ -90,7 +91,12 @@ def test_only_training_is_augmented_and_shuffled(mvtec_root: Path) -> None:
     for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
         for ours, theirs in zip(getattr(data, name)(), getattr(plain, name)(), strict=True):
             assert torch.equal(ours["image"], theirs["image"])
-    orders = {tuple(path for batch in data.train_dataloader() for path in batch["image_path"]) for _ in range(8)}
+    loader = data.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    orders = set()
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        orders.add(tuple(path for batch in loader for path in batch["image_path"]))
     assert len(orders) > 1
     assert len({frozenset(order) for order in orders}) == 1
 
@@ -102,7 +108,8 @@ def test_dbscan_follows_the_data_set() -> None:
 
 
 def test_normalisation_can_be_chosen(mvtec_root: Path) -> None:
-    data = mvtec(mvtec_root, image_size=30, mean=(0, 0, 0), std=(1, 1, 1))
+    data = mvtec(mvtec_root, image_size=30)
+    data.mean, data.std = (0, 0, 0), (1, 1, 1)
     Image.fromarray(np.full((*SIZE, 3), 51, np.uint8)).save(mvtec_root / "bottle/test/broken/000.png")
     assert batches(data.test_dataloader())[0]["image"][0].unique().tolist() == pytest.approx([0.2])
 
@@ -114,10 +121,13 @@ def epochs(root: Path, count: int, **options: Any) -> list[dict[str, Tensor]]:
     """Image path -> augmented image, for each epoch of a run of its own."""
     seed_everything(7, workers=True)
     loader = mvtec(root, transforms="augment", batch_size=2, **options).train_dataloader()
-    return [
-        {path: image for batch in loader for path, image in zip(batch["image_path"], batch["image"], strict=True)}
-        for _ in range(count)
-    ]
+    assert isinstance(loader.sampler, EpochSampler)
+    seen = []
+    for epoch in range(count):
+        loader.sampler.set_epoch(epoch)  # as Lightning does
+        images = {p: image for batch in loader for p, image in zip(batch["image_path"], batch["image"], strict=True)}
+        seen.append(images)
+    return seen
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[bool]:

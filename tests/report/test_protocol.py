@@ -98,6 +98,7 @@ def test_description_holds_line_and_leakage() -> None:
         "trained_on": part("visa", "candle"),
         "tested_on": use(),
         "leaked_categories": ["candle"],
+        "cut_short_by": [],
     }
 
 
