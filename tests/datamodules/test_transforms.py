@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from datamodules.errors import UserError
-from datamodules.images import load_image, load_mask
-from datamodules.transforms import CLIP_MEAN, CLIP_STD, build_transform, seed_transform
+from datamodules.images import CLIP_MEAN, CLIP_STD, load_image, load_mask
+from datamodules.transforms import build_transform, seed_transform
 
 SIZE = 24
 
