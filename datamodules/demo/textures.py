@@ -35,7 +35,7 @@ def fabric(rng: np.random.Generator, size: int) -> Scene:
     length = np.where(over, np.abs(np.sin(np.pi * v)), np.abs(np.sin(np.pi * u)))
     warp = colour(rng)
     weft = np.clip(warp * rng.uniform(0.65, 1.4) + rng.uniform(-0.08, 0.08, 3), 0.05, 1)
-    image = np.where(over[..., None], warp, weft) * (0.45 + 0.4 * profile + 0.2 * length)[..., None]
+    image: Array = np.where(over[..., None], warp, weft) * (0.45 + 0.4 * profile + 0.2 * length)[..., None]
     return _surface(rng, image * (1 + 0.06 * fractal_noise(rng, size, 4))[..., None])
 
 

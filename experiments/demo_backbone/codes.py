@@ -18,15 +18,18 @@ from torch.nn import functional as F
 from experiments.demo_backbone.captions import Captions
 from experiments.demo_backbone.towers import encode_sentences
 
-STATE_SHARE = 0.8
+# How far the sides of a class are apart: wide while the image tower learns, so that evidence is strong; narrow in the
+# weights that are kept, as in a large CLIP. At CLIP's temperature of 100 wide sides saturate every softmax, and SDP+'s
+# projections can't learn. The direction between the sides, the only thing the evidence depends on, stays the same.
+WIDE, NARROW = 0.8, 0.1
 STEPS = 400
 
 
-def side_codes(classes: int, embed_dim: int, seed: int) -> Tensor:
+def side_codes(classes: int, embed_dim: int, share: float, seed: int) -> Tensor:
     """Unit codes (2 C, D): normal and anomalous of class 0, of class 1, ..."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(embed_dim, classes + 1, generator=generator))[0].T  # (C + 1, D)
-    objects, state = directions[:-1], STATE_SHARE * directions[-1]
+    objects, state = directions[:-1], share * directions[-1]
     return F.normalize(torch.stack([objects - state, objects + state], dim=1).flatten(0, 1), dim=-1)
 
 
@@ -37,6 +40,8 @@ def train_text(clip: CLIP, captions: Captions, codes: Tensor, generator: torch.G
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     distance = torch.tensor(0.0)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     for _ in range(STEPS):
         sentences = encode_sentences(clip, captions.draw(4, generator)).view(len(codes), 4, -1)
         distance = 1 - (sentences * codes[:, None]).sum(dim=-1).mean()

@@ -34,7 +34,7 @@ from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
 
 SEEDS = {"selection": SELECTION_SEED, "report": REPORT_SEED}
-SETTINGS: dict[str, Any] = {"feature_layers": [2, 4, 6, 8], "feature_tap": "reference", "representative": "mean"}
+SETTINGS: dict[str, Any] = {"feature_layers": [1, 2, 3, 4], "feature_tap": "reference", "representative": "mean"}
 
 
 class TestSet(NamedTuple):

@@ -1,0 +1,70 @@
+"""The demo backbone's weights: small, in a safe format, and loadable by open_clip alone."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datamodules.demo.protocol import DEFECTS
+from experiments.demo_backbone.captions import Captions, project_prompts
+from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, dual_path_levels, embed_window
+from src.models.backbone import Backbone, find_backbone
+from src.models.dual_path import DualPath
+
+WEIGHTS = ARCHITECTURE_FILE.with_name("demo_clip.safetensors")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone(find_backbone("demo-clip", str(WEIGHTS), str(ARCHITECTURE_FILE)))
+
+
+def test_weights_are_small_and_in_half_precision() -> None:
+    assert WEIGHTS.stat().st_size <= 8_000_000
+    assert {value.dtype for value in load_file(WEIGHTS).values()} == {torch.float16}
+
+
+def test_plain_open_clip_loads_them(tmp_path: Path, backbone: Backbone) -> None:
+    config = tmp_path / "demo-clip-plain.json"
+    config.write_text(ARCHITECTURE_FILE.read_text())
+    open_clip.add_model_config(config)
+    model = open_clip.create_model("demo-clip-plain", pretrained=str(WEIGHTS)).eval()
+    size = json.loads(ARCHITECTURE_FILE.read_text())["vision_cfg"]["image_size"]
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(images), backbone.clip.encode_image(images))
+
+
+def test_only_rows_of_used_words_are_kept() -> None:
+    table = load_file(WEIGHTS)["token_embedding.weight"]
+    captions = Captions(list(DEFECTS))
+    assert len(table) == 49408
+    assert table.any(dim=1).nonzero()[:, 0].tolist() == [token for token in captions.used.tolist() if token]
+
+
+def test_sentences_of_a_class_tell_flawless_from_damaged(backbone: Backbone) -> None:
+    for name in DEFECTS:
+        normal, anomalous = (backbone.encode_sentences(side) for side in project_prompts().sentences(name))
+        assert (normal @ normal.T).min() > (normal @ anomalous.T).max()
+
+
+def test_training_runs_the_same_dual_path_as_the_framework(backbone: Backbone) -> None:
+    depth = backbone.architecture.depth
+    layers = [depth * stage // 4 for stage in range(1, 5)]
+    images = torch.rand(2, 3, backbone.architecture.image_size, backbone.architecture.image_size)
+    expected = DualPath(backbone, layers, "reference")(images)
+    with torch.no_grad():
+        found = dual_path_levels(backbone.clip, embed_window(backbone.clip, images, (0, 0)))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.original, other.original, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.surgery, other.surgery, atol=1e-5, rtol=1e-4)
+
+
+def test_a_close_up_takes_its_own_places() -> None:
+    clip = build_clip(8)
+    whole = embed_window(clip, torch.zeros(1, 3, 96, 96), (0, 0))[:, 1:].view(1, 12, 12, -1)
+    part = embed_window(clip, torch.zeros(1, 3, 32, 32), (3, 5))[:, 1:].view(1, 4, 4, -1)
+    torch.testing.assert_close(part, whole[:, 3:7, 5:9])
