@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := install
-.PHONY: help install lint types fast test clean
+.PHONY: help install demo lint types fast test clean
 
 help:
 	@echo "make install  create $(VENV) and install with the tested versions (constraints.txt)"
+	@echo "make demo     run SDP and SDP+ on drawn images with a small CLIP: nothing to download"
 	@echo "make test     lint, type-check and run all tests, as CI does"
 	@echo "make fast     only the fast tests"
 	@echo "make clean    remove the environment and caches; results and data stay"
@@ -19,6 +20,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+demo: install
+	$(BIN)/python -m experiments.demo
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""The first run: SDP and SDP+ on the demo data, side by side. `make demo`."""
