@@ -49,10 +49,10 @@ def wood(rng: np.random.Generator, size: int) -> Scene:
     light = colour(rng, (18, 45), (0.3, 0.6), (0.6, 0.95))
     dark = light * rng.uniform(0.28, 0.5) * np.array([1, 0.9, 0.8], np.float32)
     flat = blend(light, dark, rings**2 * 0.9) * (1 + 0.08 * fibres)[..., None]
-    turn = np.asarray(cv2.getRotationMatrix2D((wide / 2, wide / 2), rng.uniform(0, 360), 1.0), np.float64)
+    turn: Array = np.asarray(cv2.getRotationMatrix2D((wide / 2, wide / 2), rng.uniform(0, 360), 1.0), np.float64)
     turn[:, 2] += (size - wide) / 2
-    turned = cv2.warpAffine(flat.astype(np.float32), turn, (size, size), flags=cv2.INTER_LINEAR)
-    return _surface(rng, np.asarray(turned, np.float32))
+    turned: Array = np.asarray(cv2.warpAffine(flat.astype(np.float32), turn, (size, size)), np.float32)
+    return _surface(rng, turned)
 
 
 def tile(rng: np.random.Generator, size: int) -> Scene:

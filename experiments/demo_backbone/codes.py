@@ -21,7 +21,7 @@ from experiments.demo_backbone.towers import encode_sentences
 # How far the sides of a class are apart: wide while the image tower learns, so that evidence is strong; narrow in the
 # weights that are kept, as in a large CLIP. At CLIP's temperature of 100 wide sides saturate every softmax, and SDP+'s
 # projections can't learn. The direction between the sides, the only thing the evidence depends on, stays the same.
-WIDE, NARROW = 0.8, 0.1
+WIDE, NARROW = 0.8, 0.04
 STEPS = 400
 
 

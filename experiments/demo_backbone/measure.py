@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", choices=SEEDS, default="selection")
     parser.add_argument("--sigma", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
