@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.dual_path import Level
-from src.models.projections import LevelProjections
 from src.models.surgery import surgery_similarity
 
 # Sides, in patches, of the parts that are asked whether they show damage: coarse ones through the surgery similarity
@@ -54,7 +53,7 @@ class Objective(nn.Module):
 
     def __init__(self, levels: int, width: int, embed_dim: int) -> None:
         super().__init__()
-        self.readouts = LevelProjections(levels, width, embed_dim)
+        self.readouts = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
         self.summed = PartEvidence(SURGERY_SIDES, SUMMED_SLOPE)
         self.surgery = nn.ModuleList(PartEvidence(SURGERY_SIDES, SURGERY_SLOPE) for _ in range(levels))
         self.readout = nn.ModuleList(PartEvidence(READOUT_SIDES, READOUT_SLOPE) for _ in range(levels))
@@ -75,7 +74,8 @@ class Objective(nn.Module):
         text = sides[category].transpose(1, 2)  # (B, D, 2)
         surgery = [surgery_similarity(F.normalize(level.surgery, dim=-1), text)[:, 1:, 1] for level in levels]  # (B, P)
         contrast = text[..., 1:] - text[..., :1]  # (B, D, 1)
-        readouts = [(tokens @ contrast)[..., 0] for tokens in self.readouts(levels)]  # (B, P)
+        read = [readout(level.original[:, 1:]) for readout, level in zip(self.readouts, levels, strict=True)]
+        readouts = [(F.normalize(tokens, dim=-1) @ contrast)[..., 0] for tokens in read]  # (B, P)
         cls_token = F.normalize(levels[-1].surgery[:, 0], dim=-1)  # (B, D)
         pixels = damage.sum(dim=(1, 2))  # (B,)
         side, known = 2 * category + (pixels > 0).long(), ((pixels == 0) | (pixels >= FEW)).float()
