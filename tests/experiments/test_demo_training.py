@@ -1,5 +1,6 @@
 """The losses and the optimizer of the demo backbone's training."""
 
+import copy
 import math
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_muon_learns_and_goes_on_from_its_state() -> None:
     first = steps(one, optimizer, 1)
     other = nn.Parameter(one.detach().clone())
     resumed = Muon([other], lr=0.1)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert steps(one, optimizer, 100) < first / 20
     steps(other, resumed, 100)
     torch.testing.assert_close(one, other, atol=0, rtol=0)
