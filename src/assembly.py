@@ -194,6 +194,7 @@ def _describe(run: Run, backbone: dict[str, Any]) -> dict[str, Any]:
     checkpoint = run.config.ckpt_path
     data = {"test": run.test_data, "train": run.train_data}
     return {
+        "kind": HydraConfig.get().job.config_name,
         "command": provenance.describe_command(),
         "protocol": run.protocol.describe(),
         "seed": run.config.seed,

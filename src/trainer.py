@@ -111,12 +111,17 @@ def check_training_settings(config: DictConfig) -> None:
         raise UserError(f"select={config.select} needs val_categories=[...], categories of train_data to hold out")
 
 
-def selected_checkpoint(trainer: Trainer, folder: Path) -> Path:
-    """The checkpoint of the epoch that is to be tested: the best on held-out categories if so selected, or the last."""
+def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | None]:
+    """The checkpoint of the epoch that is to be tested: the best on held-out categories if so selected, or the last.
+
+    Returns:
+        The file, and the epoch's score on the held-out categories if it was selected by it.
+    """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, SelectedCheckpoint):
-            return Path(callback.best_model_path)
-    return folder / LAST_CHECKPOINT
+            assert callback.best_model_score is not None
+            return Path(callback.best_model_path), float(callback.best_model_score)
+    return folder / LAST_CHECKPOINT, None
 
 
 def _checkpoints(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:
