@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
 from src.sweep import SweepCallback, SweepRefusedError
-from src.trial import current_trial, read_trials, run_in_new_process, starts_processes, write_trial
+from src.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -54,7 +54,8 @@ def run_command(name: str) -> None:
         task.errors = task.errors or [error if is_users else UserError(reason_of(error))]
     finally:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
-    trials = list(read_trials(SweepCallback.folder)) if SweepCallback.folder else []
+    folder = SweepCallback.folder
+    trials: list[Trial] = [] if folder is None else list(read_trials(folder))
     failed = [trial for trial in trials if trial.error]
     for trial in failed:
         print(f"error: {trial.line}", file=sys.stderr)

@@ -109,6 +109,13 @@ def check_training_settings(config: DictConfig) -> None:
         raise UserError(f"select must be {LAST} or one of {', '.join(METRIC_NAMES)}, but got '{config.select}'")
     if config.select != LAST and not config.val_categories:
         raise UserError(f"select={config.select} needs val_categories=[...], categories of train_data to hold out")
+    for name, callback in (config.callbacks or {}).items():
+        monitor = str(callback.get("monitor") or "")
+        if monitor == f"val/{LAST}" or (monitor.startswith("val/") and not config.val_categories):
+            raise UserError(
+                f"callbacks.{name} watches {monitor}, a metric on held-out categories: give val_categories=[...] and "
+                "select=METRIC"
+            )
 
 
 def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | None]:

@@ -159,9 +159,9 @@ def test_a_trial_over_several_processes_has_a_command_line_of_its_own(
 @pytest.mark.slow
 def test_a_fresh_process_gives_the_same_trial(cli: Cli, options: list[str]) -> None:
     train = [*options, *TRAIN, *HELD_OUT]
-    here = cli.ok("train", "-m", *train, "seed=3,", name="here")
+    here = cli.ok("train", "-m", *train, "seed=3", name="here")
     # `auto` is one process on a CPU, but could be several.
-    fresh = cli.ok("train", "-m", *train, "seed=3,", "trainer.devices=auto", name="fresh")
+    fresh = cli.ok("train", "-m", *train, "seed=3", "trainer.devices=auto", name="fresh")
     assert [trial.objective for trial in read_trials(fresh.folder)] == [t.objective for t in read_trials(here.folder)]
     metrics = [(sweep.folder / "0" / "metrics.json").read_bytes() for sweep in (here, fresh)]
     assert metrics[0] == metrics[1]

@@ -81,7 +81,7 @@ class SDPPlus(SDP):
         return probabilities
 
     def loss(self, images: Tensor, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Weighted focal plus dice, summed over the levels: `loss`, and its parts without weights, `focal` and `dice`."""
+        """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
         levels = self.dual_path(images)
         with torch.autocast(images.device.type, enabled=False):
             probabilities = self.tuned_probabilities(levels, text)
