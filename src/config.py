@@ -53,6 +53,7 @@ class Config:
     optimizer: dict[str, Any] | None = None
     val_categories: list[str] = field(default_factory=list)
     select: str = "last"
+    test: bool = True
     allow_leakage: bool = False
     ckpt_path: str | None = None
     save_maps: bool = False

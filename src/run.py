@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from omegaconf import DictConfig
@@ -17,14 +17,19 @@ from src.trainer import selected_checkpoint
 METRICS_FILE = "metrics.json"
 
 
-def train(config: DictConfig) -> None:
-    """Train the model if it has something to train, then test it."""
+def train(config: DictConfig) -> float | None:
+    """Train the model if it has something to train, then test it.
+
+    Returns:
+        The selected epoch's score on the held-out categories; None if the epoch is not selected by a metric.
+    """
     run = assemble(config, with_training=True)
     _check_test(run)
-    with _announced(run, run.protocol.line):
-        if run.train_data is not None:
-            _fit(run)
-        _test(run)
+    with _announced(run, run.protocol.line if config.test else run.protocol.training_line):
+        score = _fit(run) if run.train_data is not None else None
+        if config.test:
+            _test(run)
+    return score
 
 
 def evaluate(config: DictConfig) -> None:
@@ -42,7 +47,7 @@ def predict(config: DictConfig) -> None:
         run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "predict": predict}
+COMMANDS: dict[str, Callable[[DictConfig], float | None]] = {"train": train, "eval": evaluate, "predict": predict}
 
 
 def _check_test(run: Run) -> None:
@@ -51,6 +56,8 @@ def _check_test(run: Run) -> None:
         raise UserError(
             f"{run.test_data.title} has neither labels nor masks, so there is nothing to test; use src.predict"
         )
+    if not run.config.test and run.train_data is None:
+        raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
     if not run.config.allow_leakage:
         run.protocol.refuse_leakage()
 
@@ -72,19 +79,25 @@ def _announced(run: Run, line: str) -> Iterator[None]:
     print(f"results in {run.folder.path}", flush=True)
 
 
-def _fit(run: Run) -> None:
-    """Train, go back to the selected epoch, and write the trained parameters alone."""
+def _fit(run: Run) -> float | None:
+    """Train, go back to the selected epoch, and write the trained parameters alone. Returns the epoch's score."""
     assert run.train_data is not None
     run.trainer.fit(run.module, datamodule=run.train_data, ckpt_path=run.folder.checkpoint_to_resume)
     if run.config.trainer.get("fast_dev_run"):
-        return  # Lightning writes no checkpoints then
-    checkpoint = selected_checkpoint(run.trainer, run.folder.path)
+        return None  # Lightning writes no checkpoints then
+    checkpoint, score = selected_checkpoint(run.trainer, run.folder.path)
     weights = read_trained_weights(checkpoint)
     load_trained_weights(run.module.method, weights, checkpoint)
     name = f"{run.module.method.name}.trained_on_{run.train_data.name}.safetensors"
     write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
-    selection = {"selected_by": run.config.select, "epochs": weights.origin["epochs"]}
+    selection = {"selected_by": run.config.select, "score": score, "epochs": weights.origin["epochs"]}
     run.folder.write(trained_weights={"file": name, **selection})
+    if score is not None:
+        held_out = ", ".join(run.config.val_categories)
+        print(
+            f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}", flush=True
+        )
+    return score
 
 
 def _test(run: Run) -> None:

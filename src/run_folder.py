@@ -13,6 +13,7 @@ from src.trainer import LAST_CHECKPOINT
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
 _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
+_NOT_FREE = "callbacks.early_stopping."
 _FREE_KEYS = (
     *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
@@ -104,7 +105,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decides(key: str) -> bool:
-    return key.partition(".")[0] not in _FREE_GROUPS and key not in _FREE_KEYS
+    is_free = key.partition(".")[0] in _FREE_GROUPS or any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
+    return not is_free or key.startswith(_NOT_FREE)
 
 
 def _hashes(entries: dict[str, Any]) -> dict[str, Any]:

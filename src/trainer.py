@@ -109,14 +109,26 @@ def check_training_settings(config: DictConfig) -> None:
         raise UserError(f"select must be {LAST} or one of {', '.join(METRIC_NAMES)}, but got '{config.select}'")
     if config.select != LAST and not config.val_categories:
         raise UserError(f"select={config.select} needs val_categories=[...], categories of train_data to hold out")
+    for name, callback in (config.callbacks or {}).items():
+        monitor = str(callback.get("monitor") or "")
+        if monitor == f"val/{LAST}" or (monitor.startswith("val/") and not config.val_categories):
+            raise UserError(
+                f"callbacks.{name} watches {monitor}, a metric on held-out categories: give val_categories=[...] and "
+                "select=METRIC"
+            )
 
 
-def selected_checkpoint(trainer: Trainer, folder: Path) -> Path:
-    """The checkpoint of the epoch that is to be tested: the best on held-out categories if so selected, or the last."""
+def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | None]:
+    """The checkpoint of the epoch that is to be tested: the best on held-out categories if so selected, or the last.
+
+    Returns:
+        The file, and the epoch's score on the held-out categories if it was selected by it.
+    """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, SelectedCheckpoint):
-            return Path(callback.best_model_path)
-    return folder / LAST_CHECKPOINT
+            assert callback.best_model_score is not None
+            return Path(callback.best_model_path), float(callback.best_model_score)
+    return folder / LAST_CHECKPOINT, None
 
 
 def _checkpoints(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:

@@ -3,7 +3,11 @@
 B images, H x W pixels; channel 0 is normal, channel 1 anomalous.
 """
 
+import math
+
 from torch import Tensor
+
+from datamodules.errors import UserError
 
 FOCAL_GAMMA = 2.0
 FOCAL_SMOOTH = 1e-5
@@ -46,3 +50,15 @@ def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
     overlap = (predicted * target).sum(dim=1)
     dice = (2 * overlap + DICE_SMOOTH) / (predicted.sum(dim=1) + target.sum(dim=1) + DICE_SMOOTH)
     return (1 - dice).mean()
+
+
+def check_loss_weights(**weights: float) -> None:
+    """Refuse weights that no loss can have.
+
+    Raises:
+        UserError: one is negative or no number, or all are 0.
+    """
+    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
+    if not numbers or not any(weights.values()):
+        given = ", ".join(f"model.{name}={value}" for name, value in weights.items())
+        raise UserError(f"the weights of the losses must be 0 or more, and not all 0, but got {given}")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from src.models.backbone import Backbone
 from src.models.dual_path import FeatureTap, Level
-from src.models.losses import dice_loss, focal_loss
+from src.models.losses import check_loss_weights, dice_loss, focal_loss
 from src.models.maps import to_grid
 from src.models.method import Scores
 from src.models.projections import LevelProjections
@@ -34,6 +34,11 @@ class SDPPlus(SDP):
         feature_tap: `reference` or `block_output`, see `DualPath`.
         smoothing_sigma: standard deviation of the gaussian over the map, in pixels of the model's image size.
         representative: how a side's sentence embeddings become one vector.
+        focal_weight: of the focal loss; the paper adds both losses as they are.
+        dice_weight: of the dice loss.
+
+    Raises:
+        UserError: a weight that is negative or no number.
     """
 
     name = "sdp_plus"
@@ -46,8 +51,12 @@ class SDPPlus(SDP):
         feature_tap: FeatureTap,
         smoothing_sigma: float,
         representative: str,
+        focal_weight: float = 1.0,
+        dice_weight: float = 1.0,
     ) -> None:
         super().__init__(backbone, prompts, feature_layers, feature_tap, smoothing_sigma, representative)
+        check_loss_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        self.focal_weight, self.dice_weight = focal_weight, dice_weight
         architecture = backbone.architecture
         self.projections = LevelProjections(len(feature_layers), architecture.width, architecture.embed_dim)
 
@@ -72,10 +81,11 @@ class SDPPlus(SDP):
         return probabilities
 
     def loss(self, images: Tensor, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Focal plus dice, summed over the levels: `loss`, and its parts `focal` and `dice`."""
+        """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
         levels = self.dual_path(images)
         with torch.autocast(images.device.type, enabled=False):
             probabilities = self.tuned_probabilities(levels, text)
             focal = torch.stack([focal_loss(p, masks) for p in probabilities]).sum()
             dice = torch.stack([dice_loss(p[:, 1], masks) for p in probabilities]).sum()
-        return {"loss": focal + dice, "focal": focal.detach(), "dice": dice.detach()}
+        loss = self.focal_weight * focal + self.dice_weight * dice
+        return {"loss": loss, "focal": focal.detach(), "dice": dice.detach()}
