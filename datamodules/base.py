@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules import checks
-from datamodules.dataset import AnomalyDataset, EpochSampler, Sample, collate, collate_native
+from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record
+from datamodules.samplers import EpochSampler, SharedBatchSampler, own_slice
 from datamodules.transforms import build_transform
 
 
@@ -31,7 +32,8 @@ class AnomalyDataModule(LightningDataModule):
         split: ``test`` or ``train``, as the publisher split the data set.
         image_size: S; an image is squashed to (S, S). Must be set before a loader is asked for.
         eval_size: the size of the test masks: ``model`` (S), ``native`` (as on disk) or a number.
-        batch_size: images a batch. The last batch may be smaller.
+        batch_size: images a training step, over all processes together, so that their number does not change the
+            training; images a batch of each process where nothing is trained. The last batch may be smaller.
         num_workers: processes that decode images; 0 decodes in the main process.
         transforms: of the training images: ``default`` or ``augment``. All others get ``default``.
         shuffle: the training images.
@@ -45,6 +47,7 @@ class AnomalyDataModule(LightningDataModule):
     published: ClassVar[Sequence[str]] = ()  # the publisher's categories, in the publisher's order
     published_dbscan: ClassVar[Mapping[str, float]] = {"eps": 0.5, "min_samples": 15}
     splits: ClassVar[Sequence[str]] = ("test", "train")
+    allow_zero_length_dataloader_with_multiple_devices = True  # of few images a process may get none
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
 
@@ -147,6 +150,11 @@ class AnomalyDataModule(LightningDataModule):
         return records
 
     @property
+    def image_names(self) -> list[tuple[str, str]]:
+        """Category and path (POSIX, relative to ``root``) of each record."""
+        return [(record.category, record.image_path.relative_to(self.root).as_posix()) for record in self.records]
+
+    @property
     def has_labels(self) -> bool:
         """Every image is known to be normal or anomalous."""
         return all(record.label is not None for record in self.records)
@@ -166,30 +174,46 @@ class AnomalyDataModule(LightningDataModule):
         _ = self.records
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """All categories but ``val_categories``."""
+        """All categories but ``val_categories``.
+
+        Raises:
+            UserError: a step has fewer images than there are processes.
+        """
+        rank, processes = self._process
+        checks.check_share(self.batch_size, processes)
         records = [record for record in self.records if record.category not in self.val_categories]
         dataset = self._dataset(records, self.transforms, self._size)
-        sampler = EpochSampler(dataset, self.shuffle, dataset.seed)
-        return DataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options)
+        order = EpochSampler(dataset, self.shuffle, dataset.seed, dataset.epoch)
+        batches = SharedBatchSampler(order, self.batch_size, rank, processes)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **self._options)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """``val_categories``, or an empty list, which Lightning takes as: no validation."""
         if not self.val_categories:
             return []
         records = [record for record in self.records if record.category in self.val_categories]
-        return DataLoader(self._dataset(records, "default", self._size), collate_fn=collate, **self._options)
+        return self._ordered_loader(records, self._size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """All categories, masks at ``eval_size``."""
-        if self.eval_size == "native":
-            dataset = self._dataset(self.records, "default", None)
-            return DataLoader(dataset, collate_fn=collate_native, **self._options)
-        mask_size = self._size if self.eval_size == "model" else int(self.eval_size)
-        return DataLoader(self._dataset(self.records, "default", mask_size), collate_fn=collate, **self._options)
+        sizes = {"native": None, "model": self._size}
+        return self._ordered_loader(self.records, sizes.get(str(self.eval_size), self.eval_size))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The same as for test."""
         return self.test_dataloader()
+
+    def _ordered_loader(self, records: Sequence[Record], mask_size: Any) -> DataLoader[Sample]:
+        """Batches in file order, this process's part of them; masks of `mask_size`; None: as they are."""
+        own = records[own_slice(len(records), self.batch_size, *self._process)]
+        dataset = self._dataset(own, "default", mask_size)
+        collate_fn = collate_native if mask_size is None else collate
+        return DataLoader(dataset, batch_size=self.batch_size, collate_fn=collate_fn, **self._options)
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     def _size(self) -> int:
@@ -204,7 +228,6 @@ class AnomalyDataModule(LightningDataModule):
     @property
     def _options(self) -> dict[str, Any]:
         return {
-            "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -23,6 +23,15 @@ def check_options(
         raise UserError(f"Expected num_workers to be 0 or more, but got {num_workers!r}")
 
 
+def check_share(batch_size: int, processes: int) -> None:
+    """Check that each of several processes gets an image of a training step."""
+    if batch_size < processes:
+        raise UserError(
+            f"Expected train_data.batch_size, the images of a step over all processes, to be {processes} or more for "
+            f"{processes} processes, but got {batch_size}"
+        )
+
+
 def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[str]:
     """The ones of ``available`` that are asked for, in their order there.
 

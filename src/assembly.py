@@ -91,7 +91,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         val_categories=list(config.val_categories) if train_data else [],
         origin=origin,
     )
-    trainer = build_trainer(config, folder.path, trains=train_data is not None)
+    trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
     run = Run(config, folder, protocol, test_data, train_data, module, trainer)
     folder.describe(**_describe(run, backbone))
     return run

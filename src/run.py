@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.assembly import Run, assemble, plain
+from src.distributed import is_first, say
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
@@ -65,7 +66,7 @@ def _check_test(run: Run) -> None:
 @contextmanager
 def _announced(run: Run, line: str) -> Iterator[None]:
     """Say what the run is, on the terminal, in its folder and to the loggers; afterwards mark it as finished."""
-    print(line, flush=True)
+    say(line)
     run.folder.write()
     try:
         for logger in run.trainer.loggers:
@@ -76,7 +77,7 @@ def _announced(run: Run, line: str) -> Iterator[None]:
         raise
     close_loggers(run.trainer.loggers, exit_code=0)
     run.folder.finish()
-    print(f"results in {run.folder.path}", flush=True)
+    say(f"results in {run.folder.path}")
 
 
 def _fit(run: Run) -> float | None:
@@ -89,14 +90,13 @@ def _fit(run: Run) -> float | None:
     weights = read_trained_weights(checkpoint)
     load_trained_weights(run.module.method, weights, checkpoint)
     name = f"{run.module.method.name}.trained_on_{run.train_data.name}.safetensors"
-    write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
+    if is_first():
+        write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
     selection = {"selected_by": run.config.select, "score": score, "epochs": weights.origin["epochs"]}
     run.folder.write(trained_weights={"file": name, **selection})
     if score is not None:
         held_out = ", ".join(run.config.val_categories)
-        print(
-            f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}", flush=True
-        )
+        say(f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}")
     return score
 
 
@@ -104,6 +104,7 @@ def _test(run: Run) -> None:
     """Test, show and write the metrics."""
     run.trainer.test(run.module, datamodule=run.test_data, verbose=False)
     result = run.module.test_result
-    write_json(run.folder.path / METRICS_FILE, result)
-    print_table(result, run.protocol.line)
+    if is_first():
+        write_json(run.folder.path / METRICS_FILE, result)
+        print_table(result, run.protocol.line)
     log_table(result, run.trainer.loggers)
