@@ -40,6 +40,7 @@ class AnomalyDataModule(LightningDataModule):
         dbscan: ``eps`` and ``min_samples`` for the sentence embeddings of this data set's classes; None for
             ``published_dbscan``. Only stored here.
         val_categories: taken out of training, for validation.
+        shard: ``i/n`` to test the i-th of n parts only, counted from 1; None for all. Parts are consecutive batches.
     """
 
     name: str  # in file names
@@ -64,6 +65,7 @@ class AnomalyDataModule(LightningDataModule):
         shuffle: bool = False,
         dbscan: Mapping[str, float] | None = None,
         val_categories: Sequence[str] = (),
+        shard: str | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -80,6 +82,7 @@ class AnomalyDataModule(LightningDataModule):
         self.mean: Sequence[float] = CLIP_MEAN
         self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
+        self.shard = shard
 
     # What a data set has to say
 
@@ -135,6 +138,7 @@ class AnomalyDataModule(LightningDataModule):
             self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
         )
         checks.check_dbscan(self.dbscan)
+        checks.parse_shard(self.shard)
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -148,6 +152,12 @@ class AnomalyDataModule(LightningDataModule):
         if self.val_categories:
             checks.check_val_categories(self.val_categories, self.category_names)
         return records
+
+    @property
+    def tested_records(self) -> list[Record]:
+        """The records of the shard, or all."""
+        part, parts = checks.parse_shard(self.shard)
+        return self.records[own_slice(len(self.records), self.batch_size, part - 1, parts)]
 
     @property
     def image_names(self) -> list[tuple[str, str]]:
@@ -197,7 +207,7 @@ class AnomalyDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """All categories, masks at ``eval_size``."""
         sizes = {"native": None, "model": self._size}
-        return self._ordered_loader(self.records, sizes.get(str(self.eval_size), self.eval_size))
+        return self._ordered_loader(self.tested_records, sizes.get(str(self.eval_size), self.eval_size))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The same as for test."""
