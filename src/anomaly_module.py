@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from datamodules.errors import UserError, reason_of
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.models.maps import resize_like
-from src.models.method import Method, Scores
+from src.models.method import Features, Method, Scores
 from src.models.trained_weights import ORIGIN, Origin
 
 Batch = dict[str, Any]
@@ -69,7 +69,7 @@ class AnomalyModule(LightningModule):
         Raises:
             UserError: a score is not finite; a ranking with such a score would mean nothing.
         """
-        scores: Scores = self.method(batch["image"], self.method.text(batch["category"]))
+        scores = self.method.score(self._features(batch), self.method.text(batch["category"]))
         finite = scores.anomaly_map.isfinite().all(dim=(1, 2)) & scores.cls_score.isfinite()  # (B,)
         if not finite.all():
             name = batch["image_path"][int(finite.int().argmin())]
@@ -104,8 +104,8 @@ class AnomalyModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The method's loss on a batch; under several processes, this process's part of it."""
-        losses = self.method.loss(batch["image"], self.method.text(batch["category"]), batch["mask"])
-        count = 0 if "is_filler" in batch else len(batch["image"])
+        losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
+        count = 0 if "is_filler" in batch else len(batch["category"])
         weight, losses_of_step, images = self._share_of_step(losses, count)
         for name, value in losses_of_step.items():
             self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=images)
@@ -155,6 +155,13 @@ class AnomalyModule(LightningModule):
         trained = {f"method.{name}" for name in self.method.trainable_parameters()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
+
+    def _features(self, batch: Batch) -> Features:
+        """Those of a batch that brings them, stored in half precision or not, or else those of its images."""
+        stored: Features | None = batch.get("features")
+        if stored is None:
+            return self.method.features(batch["image"])
+        return {name: values.float() for name, values in stored.items()}
 
     def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> None:
         """Compare at the masks' size; labels or masks may be absent."""
