@@ -16,8 +16,9 @@ from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
 from src.files import sha256_of
-from src.models.backbone import Backbone, BackboneSource, find_backbone
+from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
+from src.models.sentence_cache import SentenceCache
 from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.report import provenance
 from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
@@ -67,7 +68,8 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     source = _find_backbone(config, test_data, train_data)
     backbone = _describe_backbone(source)
     seed_everything(config.seed, workers=True, verbose=False)
-    method: Method = instantiate(config.model, backbone=Backbone(source), prompts=instantiate(config.prompts))
+    clip = Backbone(source, _sentence_cache(config, source, backbone["sha256"]))
+    method: Method = instantiate(config.model, backbone=clip, prompts=instantiate(config.prompts))
     trainable = bool(method.trainable_parameters())
     if not trainable:
         train_data = None
@@ -133,6 +135,15 @@ def _find_backbone(
     for data in used:
         data.image_size, data.mean, data.std = source.architecture.image_size, source.weights.mean, source.weights.std
     return source
+
+
+def _sentence_cache(config: DictConfig, source: BackboneSource, weights_sha256: str | None) -> SentenceCache | None:
+    """Where the text tower's embeddings are kept; random weights, new in each run, have none."""
+    if weights_sha256 is None:
+        return None
+    return SentenceCache(
+        Path(config.paths.cache_dir).expanduser() / "text", describe_text_tower(source, weights_sha256)
+    )
 
 
 def _training_data(method: Method, train_data: AnomalyDataModule | None, config: DictConfig) -> AnomalyDataModule:
