@@ -48,9 +48,10 @@ def test_dice_is_the_mean_over_images() -> None:
     assert segmentation_loss(margins, mask).dice.item() == pytest.approx(sum(expected) / 2, rel=1e-12)
 
 
-def test_the_loss_is_the_sum_of_both() -> None:
-    total, focal, dice = segmentation_loss(*random_case())
-    assert total == focal + dice
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 2.0), (1.0, 0.0)])
+def test_the_loss_is_the_weighted_sum_of_both(weights: tuple[float, float]) -> None:
+    total, focal, dice = segmentation_loss(*random_case(), *weights)
+    assert total == weights[0] * focal + weights[1] * dice
 
 
 def test_a_perfect_prediction_costs_nothing() -> None:
@@ -95,7 +96,8 @@ def test_integer_bool_and_float_masks_agree() -> None:
 def test_gradients_are_the_numerical_ones_and_point_to_the_mask() -> None:
     margins, mask = random_case()
     margins.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: 3 * segmentation_loss(x, mask).loss, (margins,))
+    for weights in ((1.0, 1.0), (0.3, 2.0)):
+        assert torch.autograd.gradcheck(lambda x, w=weights: 3 * segmentation_loss(x, mask, *w).loss, (margins,))
     (gradient,) = torch.autograd.grad(segmentation_loss(margins, mask).loss, margins)
     anomalous = mask[:, None].expand_as(gradient)
     assert (gradient[anomalous == 1] < 0).all()
