@@ -54,7 +54,7 @@ def build_trainer(config: DictConfig, folder: Path, images: Iterable[tuple[str, 
     """
     callbacks: list[Callback] = [*_checkpoints(config, folder)] if trains else []
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values()]
-    callbacks.append(PredictionWriter(folder))
+    callbacks.append(PredictionWriter(folder, is_part=config.test_data.get("shard") is not None))
     if config.save_maps:
         callbacks.append(MapWriter(folder, images))
     trainer: Trainer = instantiate(
