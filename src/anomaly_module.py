@@ -36,6 +36,8 @@ class AnomalyModule(LightningModule):
         train_classes: classes of the training data, held-out ones included; None where nothing is trained.
         test_classes: classes of the test data.
         val_categories: the classes that validate.
+        num_test_images: of each test class; a class is evaluated with its last image, and its maps are let go.
+        metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         origin: what the trained parameters say about themselves.
 
     Attributes:
@@ -51,6 +53,8 @@ class AnomalyModule(LightningModule):
         train_classes: ClassSet | None,
         test_classes: ClassSet,
         val_categories: Sequence[str],
+        num_test_images: Mapping[str, int],
+        metrics_memory_gb: float,
         origin: Origin,
     ) -> None:
         super().__init__()
@@ -59,8 +63,8 @@ class AnomalyModule(LightningModule):
         self.train_classes = train_classes
         self.test_classes = test_classes
         self.origin = origin
-        self.val_metrics = BenchmarkMetrics(val_categories)
-        self.test_metrics = BenchmarkMetrics(test_classes.names)
+        self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
+        self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
         self.strict_loading = False  # checkpoints hold the trained parameters only
 
     def forward(self, batch: Batch) -> Scores:

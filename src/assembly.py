@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -91,6 +92,8 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         train_classes=ClassSet(train_data.category_names, train_data.dbscan) if train_data else None,
         test_classes=ClassSet(test_data.category_names, test_data.dbscan),
         val_categories=list(config.val_categories) if train_data else [],
+        num_test_images=Counter(record.category for record in test_data.records),
+        metrics_memory_gb=config.metrics_memory_gb,
         origin=origin,
     )
     trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)

@@ -57,6 +57,7 @@ class Config:
     allow_leakage: bool = False
     ckpt_path: str | None = None
     save_maps: bool = False
+    metrics_memory_gb: float = 4.0
 
 
 def validate(config: DictConfig) -> DictConfig:
@@ -84,6 +85,8 @@ def validate(config: DictConfig) -> DictConfig:
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
     if typed.seed < 0:
         raise UserError(f"configuration: seed must be 0 or more, but got {typed.seed}")
+    if typed.metrics_memory_gb < 0:
+        raise UserError(f"configuration: metrics_memory_gb must be 0 or more, but got {typed.metrics_memory_gb}")
     if str(typed.paths.output_dir).startswith("~"):
         raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
     for path, node in _nodes(config):
