@@ -1,7 +1,7 @@
 """Run two sweeps of the demo and write their tables to results.md beside this file.
 
-`python -m experiments.sweeps [overrides]`, from the repository root, with the extra `sweeps`. The overrides are added to
-every command. Runs go to outputs/sweeps/<time>.
+`python -m experiments.sweeps [overrides]`, from the repository root, with the extra `sweeps`. The overrides are added
+to every command. Runs go to outputs/sweeps/<time>.
 """
 
 from __future__ import annotations
