@@ -113,11 +113,6 @@ def _build_data(node: DictConfig | None, val_categories: list[str] | None = None
     """Instantiate a data module and read its folders, so that what is wrong with them is said before all else."""
     if node is None:
         return None
-    if "_target_" not in node:
-        raise UserError(
-            f"there are settings of a data set ({', '.join(map(str, node))}), but no data set; add such as "
-            "data@train_data=visa"
-        )
     data: AnomalyDataModule = instantiate(node, val_categories=list(val_categories or ()))
     data.setup("fit")
     return data

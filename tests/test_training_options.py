@@ -139,16 +139,13 @@ def test_debug_configs(cli: Cli, train: list[str]) -> None:
     assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]
     assert not list(dry.folder.rglob("*.ckpt"))
 
-    over = cli.ok("train", *train, "+debug=overfit", "train_data.batch_size=2", "optimizer.lr=1e-2", name="over")
+    over = cli.ok("train", *train, "+debug=overfit", "train_data.batch_size=2", "optimizer.lr=1e-3", name="over")
     falling = logged(over, "train/loss_epoch")
     assert len(falling) == 50
-    assert falling[-1] < 0.5 * falling[0]
-    assert "no data set" in cli.error("train", "+exp=sdp_mvtec", *train[:6], "+debug=overfit", name="nothing")
+    assert falling[-1] < 0.8 * falling[0]
+    assert not (over.folder / "metrics.json").exists()
 
     profiled = cli.ok("train", *train, "+debug=profiler", "trainer.max_epochs=1", name="profiled")
-    for stage in ("fit", "test"):
-        assert (
-            f"[Strategy]SingleDeviceStrategy.{'training' if stage == 'fit' else stage}_step"
-            in (profiled.folder / f"{stage}-profile.txt").read_text()
-        )
+    for stage, step in {"fit": "training_step", "test": "test_step"}.items():
+        assert step in (profiled.folder / f"{stage}-profile.txt").read_text()
     assert json.loads((profiled.folder / "metrics.json").read_text())["categories"]

@@ -114,6 +114,13 @@ def test_loss_is_the_sum_of_its_parts_over_the_levels(tiny: Backbone) -> None:
     assert single.loss(single.features(random_images(4)), random_text(4), masks())["loss"] < loss["loss"]
 
 
+def test_the_losses_are_weighted(tiny: Backbone) -> None:
+    model = build(SDPPlus, tiny)
+    model.focal_weight, model.dice_weight = 2.0, 0.25
+    loss = model.loss(random_images(4), random_text(4), masks())
+    torch.testing.assert_close(loss["loss"].detach(), 2 * loss["focal"] + loss["dice"] / 4)
+
+
 def test_scores_under_bfloat16_are_float32(tiny: Backbone) -> None:
     model, images, text = build(SDPPlus, tiny), random_images(2), random_text(2)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
