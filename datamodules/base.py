@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules import checks
 from datamodules.dataset import AnomalyDataset, EpochSampler, Sample, collate, collate_native
@@ -77,6 +77,8 @@ class AnomalyDataModule(LightningDataModule):
         self.mean: Sequence[float] = CLIP_MEAN
         self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
+        # By role, a sample a record: whoever has the features already sets them, and no image is decoded.
+        self.stored: dict[str, Sequence[Sample]] = {}
 
     # What a data set has to say
 
@@ -167,45 +169,63 @@ class AnomalyDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """All categories but ``val_categories``."""
-        records = [record for record in self.records if record.category not in self.val_categories]
-        dataset = self._dataset(records, self.transforms, self._size)
-        sampler = EpochSampler(dataset, self.shuffle, dataset.seed)
-        return DataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options)
+        dataset = self.dataset("train")
+        return self.loader("train", dataset, sampler=EpochSampler(dataset, self.shuffle, dataset.seed))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """``val_categories``, or an empty list, which Lightning takes as: no validation."""
-        if not self.val_categories:
-            return []
-        records = [record for record in self.records if record.category in self.val_categories]
-        return DataLoader(self._dataset(records, "default", self._size), collate_fn=collate, **self._options)
+        return self.loader("val", self.dataset("val")) if self.val_categories else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """All categories, masks at ``eval_size``."""
-        if self.eval_size == "native":
-            dataset = self._dataset(self.records, "default", None)
-            return DataLoader(dataset, collate_fn=collate_native, **self._options)
-        mask_size = self._size if self.eval_size == "model" else int(self.eval_size)
-        return DataLoader(self._dataset(self.records, "default", mask_size), collate_fn=collate, **self._options)
+        return self.loader("test", self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The same as for test."""
         return self.test_dataloader()
+
+    def records_of(self, role: str) -> list[Record]:
+        """The records for ``train`` (all but those of ``val_categories``), ``val`` (only those) or ``test`` (all)."""
+        if role == "test":
+            return self.records
+        return [record for record in self.records if (record.category in self.val_categories) == (role == "val")]
+
+    def mask_size(self, role: str) -> int | None:
+        """N of the masks; None where they keep their size."""
+        if role != "test" or self.eval_size == "model":
+            return self._size
+        return None if self.eval_size == "native" else int(self.eval_size)
+
+    def dataset(self, role: str) -> AnomalyDataset:
+        """The samples for ``train``, ``val`` or ``test``."""
+        transforms = self.transforms if role == "train" else "default"
+        transform = build_transform(transforms, self._size, self.mask_size(role), self.mean, self.std)
+        return AnomalyDataset(
+            self.records_of(role),
+            self.root,
+            transform,
+            self.has_labels,
+            self.has_masks,
+            seed=torch.initial_seed(),
+            stored=self.stored.get(role),
+        )
+
+    def loader(self, role: str, dataset: Dataset[Sample], sampler: Sampler[int] | None = None) -> DataLoader[Sample]:
+        """Batches of a role's samples, or of some of them."""
+        # What is stored is mapped into this process: another one would have to copy it over.
+        workers = 0 if role in self.stored else self.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=collate if self.mask_size(role) else collate_native,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     @property
     def _size(self) -> int:
         if self.image_size is None:
             raise UserError(f"Expected image_size of {self.title} to be set before images are loaded, but it is null")
         return self.image_size
-
-    def _dataset(self, records: Sequence[Record], transforms: str, mask_size: int | None) -> AnomalyDataset:
-        transform = build_transform(transforms, self._size, mask_size, self.mean, self.std)
-        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed=torch.initial_seed())
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
