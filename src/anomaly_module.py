@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -102,12 +103,27 @@ class AnomalyModule(LightningModule):
         self.method.text.prepare(*self.test_classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The method's loss on a batch."""
+        """The method's loss on a batch; under several processes, this process's part of it."""
         losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
-        size = len(batch["category"])
-        for name, value in losses.items():
-            self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=size)
-        return losses["loss"]
+        count = 0 if "is_filler" in batch else len(batch["category"])
+        weight, losses_of_step, images = self._share_of_step(losses, count)
+        for name, value in losses_of_step.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=images)
+        return losses["loss"] * weight
+
+    def _share_of_step(self, losses: dict[str, Tensor], count: int) -> tuple[float, dict[str, Tensor], int]:
+        """The weight of this process's `count` images, the losses over the images of all, and how many these are.
+
+        Gradients are averaged over processes, which is the mean over all images only if each process is weighed by
+        its images.
+        """
+        processes = self.trainer.world_size
+        if processes == 1:
+            return 1.0, losses, count
+        sums = torch.stack([*(value.detach() * count for value in losses.values()), losses["loss"].new_tensor(count)])
+        *totals, images = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
+        means = {name: total / images for name, total in zip(losses, totals, strict=True)}
+        return count * processes / float(images), means, int(images)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of held-out categories to their metrics."""

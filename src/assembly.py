@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.features.cache import FeatureCache
+from src.features.setup import open_feature_cache
 from src.files import sha256_of
 from src.models.backbone import Backbone, BackboneSource, find_backbone
 from src.models.method import Method
@@ -37,6 +39,7 @@ class Run:
         train_data: the auxiliary data; None if nothing is to be trained.
         module: the method with its metrics and optimizer.
         trainer: Lightning's trainer, with loggers and callbacks.
+        features: the frozen features on disk; or why there are none, if the user should know.
     """
 
     config: DictConfig
@@ -46,6 +49,7 @@ class Run:
     train_data: AnomalyDataModule | None
     module: AnomalyModule
     trainer: Trainer
+    features: FeatureCache | str | None
 
 
 def assemble(config: DictConfig, *, with_training: bool) -> Run:
@@ -91,8 +95,9 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         val_categories=list(config.val_categories) if train_data else [],
         origin=origin,
     )
-    trainer = build_trainer(config, folder.path, trains=train_data is not None)
-    run = Run(config, folder, protocol, test_data, train_data, module, trainer)
+    trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
+    features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)
+    run = Run(config, folder, protocol, test_data, train_data, module, trainer, features)
     folder.describe(**_describe(run, backbone))
     return run
 
@@ -108,6 +113,11 @@ def _build_data(node: DictConfig | None, val_categories: list[str] | None = None
     """Instantiate a data module and read its folders, so that what is wrong with them is said before all else."""
     if node is None:
         return None
+    if "_target_" not in node:
+        raise UserError(
+            f"there are settings of a data set ({', '.join(map(str, node))}), but no data set; add such as "
+            "data@train_data=visa"
+        )
     data: AnomalyDataModule = instantiate(node, val_categories=list(val_categories or ()))
     data.setup("fit")
     return data
@@ -194,6 +204,7 @@ def _describe(run: Run, backbone: dict[str, Any]) -> dict[str, Any]:
     checkpoint = run.config.ckpt_path
     data = {"test": run.test_data, "train": run.train_data}
     return {
+        "kind": HydraConfig.get().job.config_name,
         "command": provenance.describe_command(),
         "protocol": run.protocol.describe(),
         "seed": run.config.seed,

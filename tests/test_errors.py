@@ -171,18 +171,6 @@ def test_an_output_folder_that_can_not_be(cli: Cli, options: list[str], tmp_path
     assert str(tmp_path / "file") in cli.error("eval", *options, f"paths.output_dir={tmp_path / 'file' / 'run'}")
 
 
-def test_a_sweep_names_each_failed_trial_and_finishes_the_others(
-    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = cli("eval", "-m", *options, "+exp=sdp_mvtec", "model.feature_layers=[99],[12],[98]", name="sweep")
-    assert done.code == 1
-    assert [line for line in done.err.splitlines() if line.startswith("error: ")] == [
-        f"error: model.feature_layers must be a list of block numbers from 1 to 12 for ViT-B-16-plus-240, but got [{n}]"
-        for n in (99, 98)
-    ]
-    assert [path.parent.name for path in done.folder.glob("*/metrics.json")] == ["1"]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     not SCRIPT.exists(), reason="the package is not installed beside this Python, as `make install` does"

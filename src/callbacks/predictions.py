@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from src.distributed import gather_rows, is_first
 from src.files import write_text
 from src.metrics.functional.fusion import fuse_image_scores
 from src.models.method import Scores
@@ -66,17 +67,19 @@ class PredictionWriter(Callback):
         self._write(single_image_score)
 
     def _write(self, fuse: Callable[[Tensor, Tensor], Tensor]) -> None:
-        image_scores = fuse_by_category(self._rows, fuse)
+        rows, self._rows = gather_rows(self._rows), []  # processes test consecutive parts: this is file order
+        if not is_first():
+            return
+        image_scores = fuse_by_category(rows, fuse)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row, image_score in zip(self._rows, image_scores, strict=True):
+        for row, image_score in zip(rows, image_scores, strict=True):
             label = "" if row.label is None else row.label
             # repr gives back the very number, whether it is read as float32 or float64.
             scores = (repr(row.cls_score), repr(row.map_max), repr(image_score))
             writer.writerow((row.image_path, row.category, label, *scores))
         write_text(self.path, text.getvalue())
-        self._rows = []
 
 
 def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:

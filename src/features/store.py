@@ -20,7 +20,7 @@ from torch import Tensor
 from src.files import write_bytes
 
 
-class NoRoom(Exception):  # noqa: N818 - it is no error, only a reason to do without
+class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
     """What is to be stored does not fit; the message says why."""
 
 

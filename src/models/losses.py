@@ -5,24 +5,29 @@ B images, L levels, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd import Function
+
+from datamodules.errors import UserError
 
 FOCAL_SMOOTH = 1e-5
 DICE_SMOOTH = 1.0
 
 
 class SegmentationLoss(NamedTuple):
-    """Scalars; only `loss`, the sum of the two others, has a gradient."""
+    """Scalars; only `loss`, the weighted sum of the two others, has a gradient."""
 
     loss: Tensor
     focal: Tensor
     dice: Tensor
 
 
-def segmentation_loss(margins: Tensor, mask: Tensor) -> SegmentationLoss:
+def segmentation_loss(
+    margins: Tensor, mask: Tensor, focal_weight: float = 1.0, dice_weight: float = 1.0
+) -> SegmentationLoss:
     """Focal plus dice loss of two classes, summed over the levels.
 
     Focal (Lin et al., https://arxiv.org/abs/1708.02002, eq. 4, gamma 2, without class weights) is the mean over
@@ -33,8 +38,24 @@ def segmentation_loss(margins: Tensor, mask: Tensor) -> SegmentationLoss:
     Args:
         margins: (B, L, H, W), the logit of the anomalous class less that of the normal one, in float32 or float64.
         mask: (B, H, W) of {0, 1}.
+        focal_weight: of focal in the sum.
+        dice_weight: of dice in the sum.
     """
-    return SegmentationLoss(*_FocalAndDice.apply(margins, mask.to(margins.dtype)))  # type: ignore[no-untyped-call]
+    target = mask.to(margins.dtype)
+    parts = _FocalAndDice.apply(margins, target, focal_weight, dice_weight)
+    return SegmentationLoss(*parts)
+
+
+def check_loss_weights(**weights: float) -> None:
+    """Refuse weights that no loss can have.
+
+    Raises:
+        UserError: one is negative or no number, or all are 0.
+    """
+    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
+    if not numbers or not any(weights.values()):
+        given = ", ".join(f"model.{name}={value}" for name, value in weights.items())
+        raise UserError(f"the weights of the losses must be 0 or more, and not all 0, but got {given}")
 
 
 class _FocalAndDice(Function):
@@ -45,7 +66,9 @@ class _FocalAndDice(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, margins: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, margins: Tensor, mask: Tensor, focal_weight: float, dice_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         mask = mask[:, None]  # (B, 1, H, W)
         sign = 2 * mask - 1
         signed = margins * sign  # (B, L, H, W)
@@ -53,16 +76,16 @@ class _FocalAndDice(Function):
         right = signed.sigmoid_()
         focal, gradient = _focal(right)
         dice, at_mask, elsewhere = _dice(right, wrong, mask)
-        gradient.add_(elsewhere).addcmul_(mask, at_mask - elsewhere)
+        gradient.mul_(focal_weight).add_(dice_weight * elsewhere).addcmul_(mask, dice_weight * (at_mask - elsewhere))
         gradient.mul_(right).mul_(wrong).mul_(sign)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(focal, dice)
-        return focal + dice, focal, dice
+        return focal_weight * focal + dice_weight * dice, focal, dice
 
     @staticmethod
-    def backward(ctx: Any, *from_above: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *from_above: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * from_above[0], None
+        return gradient * from_above[0], None, None, None
 
 
 def _focal(right: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.models.backbone import Backbone
 from src.models.dual_path import FeatureTap
-from src.models.losses import segmentation_loss
+from src.models.losses import check_loss_weights, segmentation_loss
 from src.models.maps import to_grid
 from src.models.method import Features, Scores
 from src.models.projections import LevelProjections
@@ -36,6 +36,11 @@ class SDPPlus(SDP):
         feature_tap: `reference` or `block_output`, see `DualPath`.
         smoothing_sigma: standard deviation of the gaussian over the map, in pixels of the model's image size.
         representative: how a side's sentence embeddings become one vector.
+        focal_weight: of the focal loss; the paper adds both losses as they are.
+        dice_weight: of the dice loss.
+
+    Raises:
+        UserError: a weight that is negative or no number.
     """
 
     name = "sdp_plus"
@@ -48,8 +53,12 @@ class SDPPlus(SDP):
         feature_tap: FeatureTap,
         smoothing_sigma: float,
         representative: str,
+        focal_weight: float = 1.0,
+        dice_weight: float = 1.0,
     ) -> None:
         super().__init__(backbone, prompts, feature_layers, feature_tap, smoothing_sigma, representative)
+        check_loss_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        self.focal_weight, self.dice_weight = focal_weight, dice_weight
         architecture = backbone.architecture
         self.projections = LevelProjections(len(feature_layers), architecture.width, architecture.embed_dim)
         assert self.frozen is not None
@@ -69,10 +78,11 @@ class SDPPlus(SDP):
             return self._score(self.surgery_map(surgery, text) + tuned, surgery, text)
 
     def loss(self, features: Features, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Focal plus dice, summed over the levels: `loss`, and its parts `focal` and `dice`."""
+        """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
         original = features["original"]
         with torch.autocast(original.device.type, enabled=False):
-            return segmentation_loss(self.margins(original, text), masks)._asdict()
+            margins = self.margins(original, text)
+            return segmentation_loss(margins, masks, self.focal_weight, self.dice_weight)._asdict()
 
     def margins(self, original: Tensor, text: Tensor) -> Tensor:
         """Each level's anomalous logit less its normal one, at the image's size: (B, L, H, W).
