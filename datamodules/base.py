@@ -83,6 +83,8 @@ class AnomalyDataModule(LightningDataModule):
         self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
         self.shard = shard
+        # By role, samples by record: whoever has the features already sets them, and no image is decoded.
+        self.stored: dict[str, Mapping[Record, Sample]] = {}
 
     # What a data set has to say
 
@@ -191,34 +193,62 @@ class AnomalyDataModule(LightningDataModule):
         """
         rank, processes = self._process
         checks.check_share(self.batch_size, processes)
-        records = [record for record in self.records if record.category not in self.val_categories]
-        dataset = self._dataset(records, self.transforms, self._size)
+        dataset = self.dataset("train", self.records_of("train"))
         order = EpochSampler(dataset, self.shuffle, dataset.seed, dataset.epoch)
-        batches = SharedBatchSampler(order, self.batch_size, rank, processes)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **self._options)
+        return self.loader("train", dataset, SharedBatchSampler(order, self.batch_size, rank, processes))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """``val_categories``, or an empty list, which Lightning takes as: no validation."""
-        if not self.val_categories:
-            return []
-        records = [record for record in self.records if record.category in self.val_categories]
-        return self._ordered_loader(records, self._size)
+        return self._ordered_loader("val") if self.val_categories else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """All categories, masks at ``eval_size``."""
-        sizes = {"native": None, "model": self._size}
-        return self._ordered_loader(self.tested_records, sizes.get(str(self.eval_size), self.eval_size))
+        return self._ordered_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The same as for test."""
         return self.test_dataloader()
 
-    def _ordered_loader(self, records: Sequence[Record], mask_size: Any) -> DataLoader[Sample]:
-        """Batches in file order, this process's part of them; masks of `mask_size`; None: as they are."""
+    def records_of(self, role: str) -> list[Record]:
+        """For ``train`` all records but those of ``val_categories``, for ``val`` these, for ``test`` the shard's."""
+        if role == "test":
+            return self.tested_records
+        return [record for record in self.records if (record.category in self.val_categories) == (role == "val")]
+
+    def mask_size(self, role: str) -> int | None:
+        """N of the masks; None where they keep their size."""
+        if role != "test" or self.eval_size == "model":
+            return self._size
+        return None if self.eval_size == "native" else int(self.eval_size)
+
+    def dataset(self, role: str, records: Sequence[Record]) -> AnomalyDataset:
+        """The samples of records as ``train``, ``val`` or ``test`` needs them."""
+        transforms = self.transforms if role == "train" else "default"
+        transform = build_transform(transforms, self._size, self.mask_size(role), self.mean, self.std)
+        stored, seed = self.stored.get(role), torch.initial_seed()
+        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, stored)
+
+    def loader(
+        self, role: str, dataset: AnomalyDataset, batch_sampler: SharedBatchSampler | None = None
+    ) -> DataLoader[Sample]:
+        """Batches of a role's samples, in the order of the records or in the sampler's."""
+        # What is stored is mapped into this process: from another one it would have to be copied over.
+        workers = 0 if role in self.stored else self.num_workers
+        batches = {"batch_sampler": batch_sampler} if batch_sampler else {"batch_size": self.batch_size}
+        return DataLoader(
+            dataset,
+            collate_fn=collate if self.mask_size(role) else collate_native,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **batches,
+        )
+
+    def _ordered_loader(self, role: str) -> DataLoader[Sample]:
+        """Batches in file order, this process's part of them."""
+        records = self.records_of(role)
         own = records[own_slice(len(records), self.batch_size, *self._process)]
-        dataset = self._dataset(own, "default", mask_size)
-        collate_fn = collate_native if mask_size is None else collate
-        return DataLoader(dataset, batch_size=self.batch_size, collate_fn=collate_fn, **self._options)
+        return self.loader(role, self.dataset(role, own))
 
     @property
     def _process(self) -> tuple[int, int]:
@@ -230,15 +260,3 @@ class AnomalyDataModule(LightningDataModule):
         if self.image_size is None:
             raise UserError(f"Expected image_size of {self.title} to be set before images are loaded, but it is null")
         return self.image_size
-
-    def _dataset(self, records: Sequence[Record], transforms: str, mask_size: int | None) -> AnomalyDataset:
-        transform = build_transform(transforms, self._size, mask_size, self.mean, self.std)
-        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed=torch.initial_seed())
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }

@@ -1,6 +1,6 @@
 """Records -> samples -> batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: every record has a label.
         with_masks: records without a mask get an all-zero one.
         seed: of the augmentation.
+        stored: for each record, what a sample has instead of ``image`` and ``mask``, so that no file is opened:
+            ``features`` {name: tensor}, and ``mask`` if asked for.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: bool,
         with_masks: bool,
         seed: int = 0,
+        stored: Mapping[Record, Sample] | None = None,
     ) -> None:
         self.records = records
         self.root = root
@@ -53,6 +56,7 @@ class AnomalyDataset(Dataset[Sample]):
         self.with_labels = with_labels
         self.with_masks = with_masks
         self.seed = seed
+        self.stored = stored
         # In shared memory, because workers that live on between epochs keep their own copy of everything else.
         self.epoch = torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -61,11 +65,7 @@ class AnomalyDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        arrays = {"image": load_image(record.image_path)}
-        if self.with_masks:
-            arrays["mask"] = _mask_of(record, arrays["image"])
-        seed_transform(self.transform, (self.seed, int(self.epoch), index))
-        sample: Sample = self.transform(**arrays)
+        sample = self._decode(record, index) if self.stored is None else dict(self.stored[record])
         if self.with_labels:
             sample["label"] = record.label
         sample["category"] = record.category
@@ -74,9 +74,20 @@ class AnomalyDataset(Dataset[Sample]):
             sample["is_filler"] = True
         return sample
 
+    def _decode(self, record: Record, index: int) -> Sample:
+        arrays = {"image": load_image(record.image_path)}
+        if self.with_masks:
+            arrays["mask"] = _mask_of(record, arrays["image"])
+        seed_transform(self.transform, (self.seed, int(self.epoch), index))
+        sample: Sample = self.transform(**arrays)
+        return sample
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples -> ``image`` (B, 3, S, S), ``mask`` (B, N, N), ``label`` (B,) int64, the rest lists of str."""
+    """Samples -> ``image`` (B, 3, S, S) or ``features`` {name: (B, ...)}, ``mask`` (B, N, N), ``label`` (B,) int64.
+
+    The rest are lists of str.
+    """
     batch = collate_native(samples)
     if "mask" in batch:
         batch["mask"] = torch.stack(batch["mask"])  # (B, N, N)
@@ -86,7 +97,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def collate_native(samples: Sequence[Sample]) -> Batch:
     """Like :func:`collate`, but ``mask`` stays a list of B (h, w) tensors, since their sizes differ."""
     batch: Batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
+    if "image" in batch:
+        batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
+    if "features" in batch:
+        names = batch["features"][0]
+        batch["features"] = {name: torch.stack([one[name] for one in batch["features"]]) for name in names}
     if "label" in batch:
         batch["label"] = torch.tensor(batch["label"], dtype=torch.int64)  # (B,)
     return batch

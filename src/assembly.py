@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.features.cache import FeatureCache
+from src.features.setup import open_feature_cache
 from src.files import sha256_of
 from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
@@ -39,6 +41,7 @@ class Run:
         train_data: the auxiliary data; None if nothing is to be trained.
         module: the method with its metrics and optimizer.
         trainer: Lightning's trainer, with loggers and callbacks.
+        features: the frozen features on disk; or why there are none, if the user should know.
     """
 
     config: DictConfig
@@ -48,6 +51,7 @@ class Run:
     train_data: AnomalyDataModule | None
     module: AnomalyModule
     trainer: Trainer
+    features: FeatureCache | str | None
 
 
 def assemble(config: DictConfig, *, with_training: bool) -> Run:
@@ -97,7 +101,8 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         origin=origin,
     )
     trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
-    run = Run(config, folder, protocol, test_data, train_data, module, trainer)
+    features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)
+    run = Run(config, folder, protocol, test_data, train_data, module, trainer, features)
     folder.describe(**_describe(run, backbone))
     return run
 

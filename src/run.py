@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from datamodules.errors import UserError
 from src.assembly import Run, assemble, plain
 from src.distributed import is_first, say
+from src.features.cache import off
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
@@ -27,6 +28,7 @@ def train(config: DictConfig) -> float | None:
     run = assemble(config, with_training=True)
     _check_test(run)
     with _announced(run, run.protocol.line if config.test else run.protocol.training_line):
+        _serve_features(run)
         score = _fit(run) if run.train_data is not None else None
         if config.test:
             _test(run)
@@ -38,6 +40,7 @@ def evaluate(config: DictConfig) -> None:
     run = assemble(config, with_training=False)
     _check_test(run)
     with _announced(run, run.protocol.line):
+        _serve_features(run)
         _test(run)
 
 
@@ -45,6 +48,7 @@ def predict(config: DictConfig) -> None:
     """Score images; labels and masks are not needed."""
     run = assemble(config, with_training=False)
     with _announced(run, f"predict {run.test_data.title} ({len(run.test_data.records)} images)"):
+        _serve_features(run)
         run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
 
 
@@ -78,6 +82,23 @@ def _announced(run: Run, line: str) -> Iterator[None]:
     close_loggers(run.trainer.loggers, exit_code=0)
     run.folder.finish()
     say(f"results in {run.folder.path}")
+
+
+def _serve_features(run: Run) -> None:
+    """Take the tower's part of the work from disk, where that is possible.
+
+    All of it before Lightning starts further processes, so that these find what the first one has computed.
+    """
+    if run.features is None:
+        return
+    if isinstance(run.features, str):
+        run.folder.write(feature_cache=off(run.features))
+        return
+    uses = [(run.train_data, "train")]
+    uses += [(run.train_data, "val")] if run.config.val_categories else []
+    uses += [(run.test_data, "test")] if run.config.test else []
+    served = {role: run.features.serve(data, role) for data, role in uses if data is not None}
+    run.folder.write(feature_cache=served)
 
 
 def _fit(run: Run) -> float | None:

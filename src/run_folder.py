@@ -17,6 +17,7 @@ _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
 _NOT_FREE = "callbacks.early_stopping."
 _FREE_KEYS = (
     *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),
+    *(f"feature_cache.{key}" for key in ("enabled", "max_gb")),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
     *(f"trainer.{key}" for key in ("strategy", "num_nodes")),
 )

@@ -38,12 +38,24 @@ def segmentation_loss(
     Args:
         margins: (B, L, H, W), the logit of the anomalous class less that of the normal one, in float32 or float64.
         mask: (B, H, W) of {0, 1}.
-        focal_weight: of the focal loss in the sum.
-        dice_weight: of the dice loss in the sum.
+        focal_weight: of focal in the sum.
+        dice_weight: of dice in the sum.
     """
     target = mask.to(margins.dtype)
-    losses = _FocalAndDice.apply(margins, target, focal_weight, dice_weight)
-    return SegmentationLoss(*losses)
+    parts = _FocalAndDice.apply(margins, target, focal_weight, dice_weight)
+    return SegmentationLoss(*parts)
+
+
+def check_loss_weights(**weights: float) -> None:
+    """Refuse weights that no loss can have.
+
+    Raises:
+        UserError: one is negative or no number, or all are 0.
+    """
+    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
+    if not numbers or not any(weights.values()):
+        given = ", ".join(f"model.{name}={value}" for name, value in weights.items())
+        raise UserError(f"the weights of the losses must be 0 or more, and not all 0, but got {given}")
 
 
 class _FocalAndDice(Function):
@@ -103,15 +115,3 @@ def _dice(right: Tensor, wrong: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, T
     above, below = 2 * overlap + DICE_SMOOTH, overlap + outside + area + DICE_SMOOTH
     at_mask, elsewhere = (above - 2 * below) / below**2 / batch, -above / below**2 / batch
     return (1 - above / below).sum() / batch, at_mask[..., None], elsewhere[..., None]
-
-
-def check_loss_weights(**weights: float) -> None:
-    """Refuse weights that no loss can have.
-
-    Raises:
-        UserError: one is negative or no number, or all are 0.
-    """
-    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
-    if not numbers or not any(weights.values()):
-        given = ", ".join(f"model.{name}={value}" for name, value in weights.items())
-        raise UserError(f"the weights of the losses must be 0 or more, and not all 0, but got {given}")

@@ -81,7 +81,7 @@ class SDPPlus(SDP):
         """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
         original = features["original"]
         with torch.autocast(original.device.type, enabled=False):
-            margins = self.margins(original, text)  # (B, L, H, W)
+            margins = self.margins(original, text)
             return segmentation_loss(margins, masks, self.focal_weight, self.dice_weight)._asdict()
 
     def margins(self, original: Tensor, text: Tensor) -> Tensor:
