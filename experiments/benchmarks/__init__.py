@@ -1,1 +1,1 @@
-"""How long things take, compared with the plain way to do them: `python -m experiments.benchmarks.<name>`."""
+"""Programs that measure: `python -m experiments.benchmarks.<name>` prints a table and writes results/<name>.json."""
