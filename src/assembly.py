@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.features.cache import FeatureCache
+from src.features.setup import open_feature_cache
 from src.files import sha256_of
 from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
@@ -38,6 +41,7 @@ class Run:
         train_data: the auxiliary data; None if nothing is to be trained.
         module: the method with its metrics and optimizer.
         trainer: Lightning's trainer, with loggers and callbacks.
+        features: the frozen features on disk; or why there are none, if the user should know.
     """
 
     config: DictConfig
@@ -47,6 +51,7 @@ class Run:
     train_data: AnomalyDataModule | None
     module: AnomalyModule
     trainer: Trainer
+    features: FeatureCache | str | None
 
 
 def assemble(config: DictConfig, *, with_training: bool) -> Run:
@@ -91,10 +96,13 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         train_classes=ClassSet(train_data.category_names, train_data.dbscan) if train_data else None,
         test_classes=ClassSet(test_data.category_names, test_data.dbscan),
         val_categories=list(config.val_categories) if train_data else [],
+        num_test_images=Counter(record.category for record in test_data.records),
+        metrics_memory_gb=config.metrics_memory_gb,
         origin=origin,
     )
-    trainer = build_trainer(config, folder.path, trains=train_data is not None)
-    run = Run(config, folder, protocol, test_data, train_data, module, trainer)
+    trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
+    features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)
+    run = Run(config, folder, protocol, test_data, train_data, module, trainer, features)
     folder.describe(**_describe(run, backbone))
     return run
 
@@ -206,6 +214,7 @@ def _describe(run: Run, backbone: dict[str, Any]) -> dict[str, Any]:
     checkpoint = run.config.ckpt_path
     data = {"test": run.test_data, "train": run.train_data}
     return {
+        "kind": HydraConfig.get().job.config_name,
         "command": provenance.describe_command(),
         "protocol": run.protocol.describe(),
         "seed": run.config.seed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
+from src.sweep import SweepCallback, SweepRefusedError
+from src.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -35,25 +38,36 @@ def run_command(name: str) -> None:
     """Compose `conf/<name>.yaml` with the command line and run it.
 
     A user's mistake ends in one line on stderr and exit code 1; with HYDRA_FULL_ERROR=1 it has its traceback. Anything
-    else is a bug and keeps its traceback.
+    else is a bug and keeps its traceback. Of a sweep, each failed trial has its line when all have been tried.
     """
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # otherwise Hydra prints errors in its own way and ends the process
     task = _Task(name)
+    SweepCallback.folder = None
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    except SweepRefusedError as refused:
+        task.errors = [UserError(str(refused))]
     except Exception as error:
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
         is_users = task.started or one_line(error)
         task.errors = task.errors or [error if is_users else UserError(reason_of(error))]
     finally:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
+    folder = SweepCallback.folder
+    trials: list[Trial] = [] if folder is None else list(read_trials(folder))
+    failed = [trial for trial in trials if trial.error]
+    for trial in failed:
+        print(f"error: {trial.line}", file=sys.stderr)
+    if failed and len(failed) == len(trials):
+        sys.exit(1)  # what a search says when it has nothing to choose from says nothing new
     if task.errors:
         bug = next((one for one in task.errors if one_line(one) is None), None)
         if bug is not None or wants_traceback:
             raise bug or task.errors[0]
         for mistake in task.errors:
             print(f"error: {one_line(mistake)}", file=sys.stderr)
+    if task.errors or failed:
         sys.exit(1)
 
 
@@ -71,15 +85,19 @@ class _Task:
         self.errors: list[Exception] = []
         self.__module__ = f"src.{name}"  # Hydra names the job after it
 
-    def __call__(self, config: DictConfig) -> None:
-        """Run. Hydra announces an error that leaves here by a line of its own; a sweep has to see it, though."""
+    def __call__(self, config: DictConfig) -> float | None:
+        """Run, and return the score of the selected epoch, if there is one, for a sweep to maximise.
+
+        Errors don't leave here: Hydra would announce them by lines of its own, and end a sweep.
+        """
         self.started = True
         try:
-            _run(self.name, config)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return _try(self.name, config)
+            return _run(self.name, config)
         except Exception as error:
             self.errors.append(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
+            return None
 
 
 def one_line(error: BaseException) -> str | None:
@@ -98,7 +116,31 @@ def one_line(error: BaseException) -> str | None:
     return None
 
 
-def _run(name: str, config: DictConfig) -> None:
+def _try(name: str, config: DictConfig) -> float | None:
+    """Run a trial of a sweep. How it ends is written down; if it fails, the others go on.
+
+    Raises:
+        UserError: its folder holds another trial, which is left as it is.
+    """
+    trial = current_trial()
+    if trial.status == "finished":
+        print(f"trial {trial.number} is finished already", flush=True)
+        return trial.objective
+    write_trial(trial)
+    try:
+        score = run_in_new_process(name) if starts_processes(config.trainer) else _run(name, config)
+    except Exception as error:
+        line = one_line(error)
+        reason = line or f"{type(error).__name__}: {reason_of(error)}"
+        write_trial(trial._replace(status="failed", error=reason))
+        if line is None:
+            traceback.print_exception(error)
+        return None
+    write_trial(trial._replace(status="finished", objective=score))
+    return score
+
+
+def _run(name: str, config: DictConfig) -> float | None:
     """Check the configuration, and import what is heavy only then."""
     from src.config import validate
 
@@ -106,7 +148,7 @@ def _run(name: str, config: DictConfig) -> None:
     from src.run import COMMANDS
 
     _tame_warnings()
-    COMMANDS[name](validated)
+    return COMMANDS[name](validated)
 
 
 def _tame_warnings() -> None:

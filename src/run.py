@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.assembly import Run, assemble, plain
+from src.distributed import is_first, say
+from src.features.cache import off
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
@@ -17,14 +19,20 @@ from src.trainer import selected_checkpoint
 METRICS_FILE = "metrics.json"
 
 
-def train(config: DictConfig) -> None:
-    """Train the model if it has something to train, then test it."""
+def train(config: DictConfig) -> float | None:
+    """Train the model if it has something to train, then test it.
+
+    Returns:
+        The selected epoch's score on the held-out categories; None if the epoch is not selected by a metric.
+    """
     run = assemble(config, with_training=True)
     _check_test(run)
-    with _announced(run, run.protocol.line):
-        if run.train_data is not None:
-            _fit(run)
-        _test(run)
+    with _announced(run, run.protocol.line if config.test else run.protocol.training_line):
+        _serve_features(run)
+        score = _fit(run) if run.train_data is not None else None
+        if config.test:
+            _test(run)
+    return score
 
 
 def evaluate(config: DictConfig) -> None:
@@ -32,6 +40,7 @@ def evaluate(config: DictConfig) -> None:
     run = assemble(config, with_training=False)
     _check_test(run)
     with _announced(run, run.protocol.line):
+        _serve_features(run)
         _test(run)
 
 
@@ -39,10 +48,11 @@ def predict(config: DictConfig) -> None:
     """Score images; labels and masks are not needed."""
     run = assemble(config, with_training=False)
     with _announced(run, f"predict {run.test_data.title} ({len(run.test_data.records)} images)"):
+        _serve_features(run)
         run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "predict": predict}
+COMMANDS: dict[str, Callable[[DictConfig], float | None]] = {"train": train, "eval": evaluate, "predict": predict}
 
 
 def _check_test(run: Run) -> None:
@@ -51,6 +61,8 @@ def _check_test(run: Run) -> None:
         raise UserError(
             f"{run.test_data.title} has neither labels nor masks, so there is nothing to test; use src.predict"
         )
+    if not run.config.test and run.train_data is None:
+        raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
     if not run.config.allow_leakage:
         run.protocol.refuse_leakage()
 
@@ -58,7 +70,7 @@ def _check_test(run: Run) -> None:
 @contextmanager
 def _announced(run: Run, line: str) -> Iterator[None]:
     """Say what the run is, on the terminal, in its folder and to the loggers; afterwards mark it as finished."""
-    print(line, flush=True)
+    say(line)
     run.folder.write()
     try:
         for logger in run.trainer.loggers:
@@ -69,28 +81,51 @@ def _announced(run: Run, line: str) -> Iterator[None]:
         raise
     close_loggers(run.trainer.loggers, exit_code=0)
     run.folder.finish()
-    print(f"results in {run.folder.path}", flush=True)
+    say(f"results in {run.folder.path}")
 
 
-def _fit(run: Run) -> None:
-    """Train, go back to the selected epoch, and write the trained parameters alone."""
+def _serve_features(run: Run) -> None:
+    """Take the tower's part of the work from disk, where that is possible.
+
+    All of it before Lightning starts further processes, so that these find what the first one has computed.
+    """
+    if run.features is None:
+        return
+    if isinstance(run.features, str):
+        run.folder.write(feature_cache=off(run.features))
+        return
+    uses = [(run.train_data, "train")]
+    uses += [(run.train_data, "val")] if run.config.val_categories else []
+    uses += [(run.test_data, "test")] if run.config.test else []
+    served = {role: run.features.serve(data, role) for data, role in uses if data is not None}
+    run.folder.write(feature_cache=served)
+
+
+def _fit(run: Run) -> float | None:
+    """Train, go back to the selected epoch, and write the trained parameters alone. Returns the epoch's score."""
     assert run.train_data is not None
     run.trainer.fit(run.module, datamodule=run.train_data, ckpt_path=run.folder.checkpoint_to_resume)
     if run.config.trainer.get("fast_dev_run"):
-        return  # Lightning writes no checkpoints then
-    checkpoint = selected_checkpoint(run.trainer, run.folder.path)
+        return None  # Lightning writes no checkpoints then
+    checkpoint, score = selected_checkpoint(run.trainer, run.folder.path)
     weights = read_trained_weights(checkpoint)
     load_trained_weights(run.module.method, weights, checkpoint)
     name = f"{run.module.method.name}.trained_on_{run.train_data.name}.safetensors"
-    write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
-    selection = {"selected_by": run.config.select, "epochs": weights.origin["epochs"]}
+    if is_first():
+        write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
+    selection = {"selected_by": run.config.select, "score": score, "epochs": weights.origin["epochs"]}
     run.folder.write(trained_weights={"file": name, **selection})
+    if score is not None:
+        held_out = ", ".join(run.config.val_categories)
+        say(f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}")
+    return score
 
 
 def _test(run: Run) -> None:
     """Test, show and write the metrics."""
     run.trainer.test(run.module, datamodule=run.test_data, verbose=False)
     result = run.module.test_result
-    write_json(run.folder.path / METRICS_FILE, result)
-    print_table(result, run.protocol.line)
+    if is_first():
+        write_json(run.folder.path / METRICS_FILE, result)
+        print_table(result, run.protocol.line)
     log_table(result, run.trainer.loggers)

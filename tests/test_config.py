@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import UserError
 from src.cli import CONF
@@ -83,6 +83,22 @@ def test_a_larger_backbone_brings_its_levels() -> None:
     assert (config.backbone.name, config.model.feature_layers) == ("ViT-L-14-336", [6, 12, 18, 24])
     overridden = composed("eval", "backbone=vit_l_14_336", "model.feature_layers=[24]")
     assert overridden.model.feature_layers == [24]
+
+
+@pytest.mark.parametrize("sweep", ["grid", "seeds", "optuna"])
+def test_every_sweep_adds_to_an_experiment(sweep: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["+exp=sdp_plus_visa", f"+sweep={sweep}"], return_hydra_config=True)
+    plain = composed("train", "+exp=sdp_plus_visa", f"+sweep={sweep}")
+    validate(plain)
+    parameters = config.hydra.sweeper.params
+    assert parameters
+    for key in parameters:
+        assert OmegaConf.select(plain, key) is not None, key
+    # A search opens no benchmark and maximises a metric that is better when it is higher.
+    is_search = sweep == "optuna"
+    assert plain.test is not is_search
+    assert not is_search or (config.hydra.sweeper.direction, plain.select) == ("maximize", "pixel_AP")
 
 
 @pytest.mark.parametrize("loggers", ["wandb", "tensorboard", "[csv,wandb]"])

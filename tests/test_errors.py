@@ -100,6 +100,9 @@ TRAINING = ["model=sdp_plus", "data@train_data=mvtec", "allow_leakage=true", "tr
         ([*TRAINING, "trainer.max_epochs=0"], ["max_epochs", "0"]),
         ([*TRAINING, "trainer.max_epochs=many"], ["max_epochs", "many"]),
         ([*TRAINING, "optimizer=null"], ["optimizer"]),
+        ([*TRAINING, "model.dice_weight=-1"], ["model.dice_weight=-1", "0 or more"]),
+        ([*TRAINING, "model.focal_weight=much"], ["model.focal_weight=much"]),
+        ([*TRAINING, "model.focal_weight=0", "model.dice_weight=0"], ["not all 0"]),
         ([*TRAINING, "optimizer.lr=high"], ["optimizer"]),
         ([*TRAINING, "optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),
         (["model=sdp_plus", "data@train_data=mvtec", "train_data.image_size=160"], ["image_size", "160"]),
@@ -169,18 +172,6 @@ def test_without_network_the_tag_is_named(
 def test_an_output_folder_that_can_not_be(cli: Cli, options: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert str(tmp_path / "file") in cli.error("eval", *options, f"paths.output_dir={tmp_path / 'file' / 'run'}")
-
-
-def test_a_sweep_names_each_failed_trial_and_finishes_the_others(
-    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = cli("eval", "-m", *options, "+exp=sdp_mvtec", "model.feature_layers=[99],[12],[98]", name="sweep")
-    assert done.code == 1
-    assert [line for line in done.err.splitlines() if line.startswith("error: ")] == [
-        f"error: model.feature_layers must be a list of block numbers from 1 to 12 for ViT-B-16-plus-240, but got [{n}]"
-        for n in (99, 98)
-    ]
-    assert [path.parent.name for path in done.folder.glob("*/metrics.json")] == ["1"]
 
 
 @pytest.mark.slow

@@ -72,8 +72,12 @@ class Protocol:
     def line(self) -> str:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
-        cut = f", cut short by {', '.join(self.shortcuts)}" if self.shortcuts else ""
-        return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)}){cut}"
+        return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)}){self._cut}"
+
+    @property
+    def training_line(self) -> str:
+        """The line of a run that tests nothing, such as `train VisA (test split, 80 images of pcb1) -> no test`."""
+        return f"{self._training} -> no test{self._cut}"
 
     @property
     def leaked(self) -> list[str]:
@@ -105,6 +109,10 @@ class Protocol:
             "leaked_categories": self.leaked,
             "cut_short_by": list(self.shortcuts),
         }
+
+    @property
+    def _cut(self) -> str:
+        return f", cut short by {', '.join(self.shortcuts)}" if self.shortcuts else ""
 
     @property
     def _training(self) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Trainer
 
 PROVENANCE_FILE = "provenance.json"
@@ -73,7 +75,10 @@ def describe_device(trainer: Trainer) -> dict[str, Any]:
 
 
 def describe_command() -> str:
-    """The command line, such as `python -m src.train +exp=sdp_visa`."""
+    """The command line, such as `python -m src.train +exp=sdp_visa`; of a sweep's trial, its own."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        return shlex.join(["python", "-m", f"src.{hydra.job.config_name}", *hydra.overrides.task])
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {module.name}" if module is not None else shlex.quote(sys.argv[0])
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])

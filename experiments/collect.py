@@ -1,0 +1,189 @@
+"""One table of a sweep's trials: `python -m experiments.collect <sweep folder>`.
+
+Trials that differ in their seed alone are one setting; its mean and sample standard deviation follow them. The best
+setting is marked, never the best seed. The table is printed, and written to the sweep's folder as trials.csv, with all
+digits, and trials.md, in percent.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from datamodules.errors import UserError
+from src.files import write_text
+from src.sweep import SWEEP_FILE
+from src.trial import Trial, read_trials
+
+SEED = "seed"
+OBJECTIVE = "objective"
+
+
+@dataclass
+class Row:
+    """A trial, or the mean or the deviation of some.
+
+    Attributes:
+        label: the trial's number, or `mean of 3`, or `std`.
+        settings: by which trials differ.
+        values: the objective and the metrics, in [0, 1]; what there is not is absent.
+        note: why there are no values.
+        best_in: the values in which this setting is the best of several.
+    """
+
+    label: str
+    settings: dict[str, str]
+    values: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    best_in: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print and write the table of a sweep's folder; returns the exit code."""
+    try:
+        if len(arguments) != 1:
+            raise UserError("expected one folder: python -m experiments.collect <sweep folder>")
+        print(collect(Path(arguments[0])), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def collect(folder: Path) -> str:
+    """Write the table to the sweep's folder, and return it as Markdown.
+
+    Raises:
+        UserError: there is no sweep in the folder.
+    """
+    trials = list(read_trials(folder))
+    if not trials:
+        raise UserError(f"expected the folder of a sweep, with trials 0, 1, ..., but found none in {folder}")
+    settings = [_settings(trial.overrides) for trial in trials]
+    common = {key: value for key, value in settings[0].items() if all(own.get(key) == value for own in settings)}
+    rows = [
+        Row(str(trial.number), {k: v for k, v in own.items() if k not in common}, *_results(folder, trial))
+        for trial, own in zip(trials, settings, strict=True)
+    ]
+    rows = with_summaries(rows)
+    text = "\n".join([*_heading(folder, trials, common), "", *_markdown(rows), ""])
+    write_text(folder / "trials.csv", _csv(rows))
+    write_text(folder / "trials.md", text)
+    return text
+
+
+def with_summaries(trials: Sequence[Row]) -> list[Row]:
+    """The trials, setting by setting, each with its mean and deviation if it has several; the best marked."""
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in trials:
+        setting = tuple(sorted((key, value) for key, value in row.settings.items() if key != SEED))
+        groups.setdefault(setting, []).append(row)
+    rows: list[Row] = []
+    results: list[Row] = []  # one a setting
+    for setting, group in groups.items():
+        finished = [row for row in group if not row.note]
+        rows += group
+        if len(finished) > 1:
+            names = [name for name in finished[0].values if all(name in row.values for row in finished)]
+            for label, function in ((f"mean of {len(finished)}", mean), ("std", stdev)):
+                rows.append(Row(label, dict(setting), {n: function(r.values[n] for r in finished) for n in names}))
+            results.append(rows[-2])
+        else:
+            results += finished
+    if len(results) > 1:
+        _mark_best(results)
+    return rows
+
+
+def _mark_best(results: Sequence[Row]) -> None:
+    """By the objective if there is one: it alone may choose. Without one, in each metric."""
+    names = _names(results)
+    for name in [OBJECTIVE] if OBJECTIVE in names else names:
+        best = max((row for row in results if name in row.values), key=lambda row: row.values[name])
+        best.best_in.append(name)
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides by key; the last of a key holds. Where a sweep writes is none of its settings."""
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: value for key, _, value in pairs if key != "paths.output_dir"}
+
+
+def _results(folder: Path, trial: Trial) -> tuple[dict[str, float], str]:
+    """A trial's values, and a note if it has not finished."""
+    if trial.status == "failed":
+        return {}, f"failed: {trial.error}"
+    if trial.status != "finished":
+        return {}, "unfinished"
+    values = {} if trial.objective is None else {OBJECTIVE: trial.objective}
+    return values | _read(folder / str(trial.number) / "metrics.json").get("mean", {}), ""
+
+
+def _heading(folder: Path, trials: Sequence[Trial], common: dict[str, str]) -> list[str]:
+    """What was run, and what the mark of the best means."""
+    sweep, provenance = _read(folder / SWEEP_FILE), _read(folder / str(trials[0].number) / "provenance.json")
+    states = [trial.status for trial in trials]
+    unfinished = [f"{states.count(state)} {state}" for state in ("failed", "running") if state in states]
+    lines = [f"{len(trials)} trials{''.join(f', {part}' for part in unfinished)}, in percent. All have:", ""]
+    lines += ["```", *(f"{key}={value}" for key, value in common.items()), "```", ""]
+    if provenance.get("protocol"):
+        lines += [f"{provenance['protocol']['line']}", ""]
+    if sweep.get("objective"):
+        lines.append(f"Objective, which selects the best (bold): {sweep['objective']} of the training data.")
+    elif any(trial.objective is not None for trial in trials):
+        lines.append("Objective, which selects the best (bold): the selected epoch's score on the held-out categories.")
+    else:
+        lines.append("Bold is the best in a metric of the benchmark itself: it describes, and must select nothing.")
+    return lines
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    keys, names = _keys(rows), _names(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *keys, *names, "best_in", "note"])
+    for row in rows:
+        settings, values = [row.settings.get(key, "") for key in keys], [row.values.get(name, "") for name in names]
+        writer.writerow([row.label, *settings, *values, " ".join(row.best_in), row.note])
+    return text.getvalue()
+
+
+def _markdown(rows: Sequence[Row]) -> list[str]:
+    keys, names = _keys(rows), _names(rows)
+    table = [["trial", *keys, *names, "note"], ["---", *("---" for _ in keys), *("---:" for _ in names), "---"]]
+    for row in rows:
+        table.append(
+            [row.label, *(row.settings.get(k, "") for k in keys), *(_percent(row, n) for n in names), row.note]
+        )
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in table]
+
+
+def _percent(row: Row, name: str) -> str:
+    if name not in row.values:
+        return ""
+    value = f"{100 * row.values[name]:.2f}"
+    return f"**{value}**" if name in row.best_in else value
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row.settings))
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A run's file; empty if the run has not left it."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""Run a recorded experiment again and compare: `python -m src.reproduce <output_dir>`.
+
+The exit code is 0 if all metrics are equal within the tolerance of the device. If not, what differs is listed: the
+metrics, and what they may depend on, which is data, weights, code, packages and the device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from datamodules.errors import UserError
+from src.files import write_text
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+METRICS_FILE = "metrics.json"
+PROVENANCE_FILE = "provenance.json"
+# On one CPU two runs are equal to the last digit; another CPU, or number of threads, adds in another order.
+CPU_TOLERANCE = 1e-6
+# A GPU adds gradients in any order: the upsampling's has no deterministic implementation.
+GPU_TOLERANCE = 1e-2
+_NEEDED = {"kind", "command", "config", "finished", "data", "backbone", "checkpoint", "code", "packages", "device"}
+
+
+class Record(NamedTuple):
+    """What a finished run has left: its provenance, and its figures by dotted name."""
+
+    provenance: dict[str, Any]
+    figures: dict[str, float]
+
+
+def main() -> None:
+    """Console script and `python -m src.reproduce`."""
+    try:
+        if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+            raise UserError("expected one folder: python -m src.reproduce <output_dir>")
+        code = reproduce(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def reproduce(folder: Path) -> int:
+    """Run again what has left this folder, in a new folder beside it, and compare.
+
+    Returns:
+        The exit code: 0 if the figures are equal, 1 if they are not.
+
+    Raises:
+        UserError: there is no finished run with metrics in the folder, or it could not be run again.
+    """
+    before = read_record(folder)
+    target = _new_folder(folder)
+    command = _command(before.provenance, target)
+    print(f"$ python {' '.join(command[1:])}", flush=True)
+    if run(command) != 0:
+        raise UserError(f"{folder} could not be run again; what the run has said stands above")
+    after = read_record(target)
+    tolerance = tolerance_of(before.provenance, after.provenance)
+    different = list(compare(before.figures, after.figures, tolerance))
+    causes = list(explain(before.provenance, after.provenance))
+    print("\n".join([*different, *(f"differs: {cause}" for cause in causes)]))
+    if different:
+        print(f"not reproduced: {len(different)} of {len(before.figures)} figures differ by more than {tolerance:g}")
+        if not causes:
+            print("nothing that is recorded differs")
+        return 1
+    exact = before.figures == after.figures
+    print(f"reproduced: {len(before.figures)} figures are equal {'exactly' if exact else f'within {tolerance:g}'}")
+    return 0
+
+
+def read_record(folder: Path) -> Record:
+    """Read what a finished run has left.
+
+    Raises:
+        UserError: there is no run, it has not finished, or it has left no figures.
+    """
+    provenance = _read(folder / PROVENANCE_FILE)
+    lacking = ", ".join(sorted(_NEEDED - provenance.keys()))
+    if lacking:
+        raise UserError(f"{folder / PROVENANCE_FILE} is not of this version, it lacks {lacking}; run its command again")
+    if not provenance["finished"]:
+        raise UserError(f"the run in {folder} has not finished; resume it by its own command: {provenance['command']}")
+    metrics = _read(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else {}
+    trained = provenance.get("trained_weights") or {}
+    figures = dict(_numbers(metrics))
+    if trained.get("score") is not None:
+        figures[f"held-out {trained['selected_by']}"] = trained["score"]
+    if not figures:
+        raise UserError(f"the run in {folder} has left no metrics to compare ({provenance['command']})")
+    return Record(provenance, figures)
+
+
+def compare(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> Iterator[str]:
+    """A line for each figure that differs by more than the tolerance, or that only one run has."""
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in before or name not in after:
+            yield f"{name}: only in the {'first' if name in before else 'second'} run"
+        elif not abs(after[name] - before[name]) <= tolerance:
+            yield f"{name}: {before[name]:.6f} -> {after[name]:.6f} ({after[name] - before[name]:+.2g})"
+
+
+def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that figures may depend on and that is not the same."""
+    for role in before["data"].keys() | after["data"].keys():
+        one, other = (run["data"].get(role) or {} for run in (before, after))
+        if one.get("sha256") != other.get("sha256"):
+            yield f"data: {role} data, {_extent(one)} -> {_extent(other)}; files, or their sizes, are others"
+    for name in ("backbone", "checkpoint"):
+        one, other = (run.get(name) or {} for run in (before, after))
+        if one.get("sha256") != other.get("sha256"):
+            yield f"weights: {name} {one.get('file')}, sha256 {one.get('sha256')} -> {other.get('sha256')}"
+    yield from _explain_code(before["code"], after["code"])
+    for kind, title in (("packages", "package"), ("device", "device")):
+        for name in sorted(before[kind].keys() | after[kind].keys()):
+            one, other = before[kind].get(name), after[kind].get(name)
+            if one != other:
+                yield f"{title}: {name} {one} -> {other}"
+
+
+def tolerance_of(*runs: Mapping[str, Any]) -> float:
+    """How far figures may lie apart: CPU against CPU, or anything with a GPU."""
+    return CPU_TOLERANCE if all(run["device"]["type"] == "cpu" for run in runs) else GPU_TOLERANCE
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command; its output is the user's. Returns its exit code."""
+    return subprocess.run(command, check=False).returncode
+
+
+def _command(provenance: Mapping[str, Any], target: Path) -> list[str]:
+    """Write the recorded configuration below the new folder, and make the command that runs it.
+
+    It is as complete as it was composed, so nothing but Hydra's own settings is added. Loggers don't decide figures,
+    and might write to where the first run wrote.
+    """
+    config = dict(provenance["config"])
+    csv_logger = OmegaConf.load(CONF / "logger" / "csv.yaml")
+    trainer = {key: value for key, value in config["trainer"].items() if key != "profiler"}
+    paths = config["paths"] | {"output_dir": str(target)}
+    header = {"defaults": [{"hydra": "default"}, "_self_"], "hydra": {"searchpath": [f"file://{CONF}"]}}
+    content = OmegaConf.create(header | config | {"trainer": trainer, "paths": paths, "logger": csv_logger})
+    kind = provenance["kind"]
+    write_text(target / "config" / f"{kind}.yaml", OmegaConf.to_yaml(content))
+    return [sys.executable, "-m", f"src.{kind}", "--config-path", str(target / "config"), "--config-name", kind]
+
+
+def _new_folder(folder: Path) -> Path:
+    """The next free name beside the run: `<name>-reproduced-1`, ..."""
+    path = folder.resolve()
+    taken = {other.name for other in path.parent.iterdir()}
+    number = next(n for n in range(1, len(taken) + 2) if f"{path.name}-reproduced-{n}" not in taken)
+    return path.with_name(f"{path.name}-reproduced-{number}")
+
+
+def _explain_code(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if before["commit"] != after["commit"]:
+        yield f"code: commit {before['commit']} -> {after['commit']}"
+    for label, code in (("first", before), ("second", after)):
+        if code["dirty"]:
+            yield f"code: the {label} run had changes that are in no commit"
+
+
+def _numbers(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of nested dictionaries, by dotted name."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{key}", float(value)
+
+
+def _extent(data: Mapping[str, Any]) -> str:
+    return f"{data['files']} files of {data['bytes']} bytes" if data else "none"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected a run's folder, but can't read {path} ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"expected a run's folder, but {path} is not what a run leaves")
+    return content
+
+
+if __name__ == "__main__":
+    main()

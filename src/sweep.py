@@ -1,0 +1,99 @@
+"""A sweep: what is refused before it starts. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.errors import UserError
+from src.files import write_json
+from src.trial import read_trials, starts_processes
+
+SWEEP_FILE = "sweep.json"
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+class SweepRefusedError(BaseException):
+    """Ends a sweep before it has started. Hydra would make a warning of an Exception that a callback raises."""
+
+
+class SweepCallback(Callback):
+    """What Hydra calls before a sweep, see `conf/hydra/default.yaml`.
+
+    Attributes:
+        folder: of the sweep that this process has started.
+    """
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep that can't be right, and write down which one it is.
+
+        Raises:
+            SweepRefusedError: with the line for the user.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            objective = _objective(config)
+            _check_launcher(config)
+            sweep = {
+                "command": config.hydra.job.config_name,
+                "overrides": list(config.hydra.overrides.task),
+                "sweeper": _identity(config.hydra.sweeper),
+            }
+            _check_folder(folder, sweep)
+        except UserError as error:
+            raise SweepRefusedError(str(error)) from error
+        write_json(folder / SWEEP_FILE, sweep | {"objective": objective})
+        SweepCallback.folder = folder
+
+
+def _objective(config: DictConfig) -> str | None:
+    """The metric that the sweep maximises; None if it tries all that it is given."""
+    if config.hydra.sweeper._target_ == _BASIC_SWEEPER:
+        return None
+    if config.hydra.job.config_name != "train":
+        raise UserError("this sweep searches for training settings, so it is for src.train")
+    if config.get("train_data") is None:
+        raise UserError("this sweep searches for training settings, but there is no train_data; add +exp=sdp_plus_visa")
+    if not config.val_categories or config.select == "last":
+        raise UserError(
+            "this sweep maximises a metric on held-out categories of train_data, never on the benchmark: give "
+            f"val_categories=[...] and select=METRIC, but got {config.val_categories} and {config.select}"
+        )
+    return f"{config.select} on held-out {', '.join(config.val_categories)}"
+
+
+def _check_launcher(config: DictConfig) -> None:
+    """A cluster's job is one process here; Lightning would look for as many tasks as it wants processes."""
+    if "submitit" in str(config.hydra.launcher._target_) and starts_processes(config.trainer):
+        raise UserError(
+            "a trial that is a job of its own runs in one process: set trainer.devices=1 trainer.num_nodes=1, or start "
+            "runs over several processes one by one"
+        )
+
+
+def _check_folder(folder: Path, sweep: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else; the same sweep goes on where it was stopped."""
+    if (folder / "provenance.json").exists():
+        raise UserError(f"{folder} holds a run; choose another paths.output_dir for the sweep")
+    if not any(read_trials(folder)):
+        return
+    path = folder / SWEEP_FILE
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if {key: earlier.get(key) for key in sweep} != sweep:
+        given = " ".join(earlier.get("overrides", [])) or "of unknown options"
+        raise UserError(
+            f"{folder} holds another sweep ({given}); give the same options to finish it, or another paths.output_dir"
+        )
+
+
+def _identity(sweeper: DictConfig) -> dict[str, Any]:
+    """What decides the trials. A search may go on for longer than it was first asked to."""
+    settings = OmegaConf.to_container(sweeper, resolve=True, enum_to_str=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items() if key != "n_trials"}

@@ -1,0 +1,121 @@
+"""A trial of a sweep: what it leaves in its folder, and how it runs when it takes several processes.
+
+Trials may run in other processes or on other machines, so what is known of a trial is a file. Nothing heavy is imported
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig
+
+from datamodules.errors import UserError
+from src.files import write_json
+
+TRIAL_FILE = "trial.json"
+
+
+class Trial(NamedTuple):
+    """One run of a sweep, as its folder tells.
+
+    Attributes:
+        number: counted from 0; the folder's name.
+        overrides: the command line that makes it, without Hydra's own keys.
+        status: `running` (or killed), `finished` or `failed`.
+        objective: what an optimising sweep maximises; None if nothing is selected.
+        error: why it failed, in one line.
+    """
+
+    number: int
+    overrides: list[str]
+    status: str = "running"
+    objective: float | None = None
+    error: str | None = None
+
+    @property
+    def line(self) -> str:
+        """Why it failed, for the user."""
+        return f"trial {self.number} ({' '.join(self.overrides)}): {self.error}"
+
+
+def current_trial() -> Trial:
+    """The trial that Hydra has started in this process.
+
+    Raises:
+        UserError: its folder holds a finished trial with other overrides.
+    """
+    hydra = HydraConfig.get()
+    now = Trial(int(hydra.job.num), [str(override) for override in hydra.overrides.task])
+    earlier = read_trial(Path(hydra.runtime.output_dir))
+    if earlier is None or earlier.status != "finished":
+        return now
+    if earlier.overrides != now.overrides:
+        raise UserError(f"{hydra.runtime.output_dir} holds another trial; choose another paths.output_dir")
+    return earlier
+
+
+def write_trial(trial: Trial) -> None:
+    """Leave what is known of the current trial in its folder."""
+    write_json(Path(HydraConfig.get().runtime.output_dir) / TRIAL_FILE, trial._asdict())
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """What a trial has left in its folder, or None if it has not been started."""
+    path = folder / TRIAL_FILE
+    return Trial(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def read_trials(sweep: Path) -> Iterator[Trial]:
+    """The trials of a sweep that were started, by number."""
+    for folder in sorted((path for path in sweep.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name)):
+        trial = read_trial(folder)
+        if trial is not None:
+            yield trial
+
+
+def starts_processes(trainer: DictConfig) -> bool:
+    """Whether Lightning may start further processes for a run with these settings."""
+    devices = trainer.get("devices", "auto")
+    is_one = len(devices) == 1 if isinstance(devices, ListConfig) else devices in (1, "1")
+    return not is_one or trainer.get("num_nodes", 1) != 1
+
+
+def run_in_new_process(command: str) -> float | None:
+    """Run the current trial by a command line of its own.
+
+    Lightning starts the other processes of a run by the command line over again. Of a sweep that would be the sweep's:
+    each process would draw its own hyperparameters.
+
+    Returns:
+        The objective that the run has written down.
+
+    Raises:
+        UserError: it failed, with its last line.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    lines = done.stderr.splitlines()
+    if done.returncode != 0:
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise UserError((said or lines or [f"exit code {done.returncode}"])[-1])
+    print(done.stderr, end="", file=sys.stderr)
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    score: float | None = provenance.get("trained_weights", {}).get("score")
+    return score
+
+
+def _own_command(command: str) -> list[str]:
+    hydra = HydraConfig.get()
+    sources = [f"--config-dir={one.path}" for one in hydra.runtime.config_sources if one.provider == "command-line"]
+    search = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
+    target = f"paths.output_dir={hydra.runtime.output_dir}"
+    return [sys.executable, "-m", f"src.{command}", *sources, *search, *hydra.overrides.task, target]
