@@ -73,7 +73,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     source = _find_backbone(config, test_data, train_data)
     backbone = _describe_backbone(source)
     seed_everything(config.seed, workers=True, verbose=False)
-    clip = Backbone(source, _sentence_cache(config, source, backbone["sha256"]))
+    clip = Backbone(source, _sentence_cache(config, source, backbone["sha256"]), config.backbone.compile)
     method: Method = instantiate(config.model, backbone=clip, prompts=instantiate(config.prompts))
     trainable = bool(method.trainable_parameters())
     if not trainable:
@@ -134,7 +134,8 @@ def _find_backbone(
             f"test_data.image_size ({test_data.image_size}) and train_data.image_size must agree, but got {sizes}; "
             "set both, or neither"
         )
-    source = find_backbone(**config.backbone, image_size=sizes.pop())
+    wanted = config.backbone
+    source = find_backbone(wanted.name, wanted.pretrained, wanted.config, sizes.pop())
     for data in used:
         data.image_size, data.mean, data.std = source.architecture.image_size, source.weights.mean, source.weights.std
     return source

@@ -25,6 +25,7 @@ class BackboneConfig:
     name: str = MISSING
     pretrained: str | None = None
     config: str | None = None
+    compile: bool = False
 
 
 @dataclass

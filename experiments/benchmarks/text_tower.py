@@ -1,4 +1,4 @@
-"""The text side of a run: `python -m experiments.benchmarks.text_tower`.
+"""The text side of a run: `python -m experiments.benchmarks.text_tower [--rounds 5] [--threads 2] [--skip-bf16]`.
 
 The plain way, and the reference's, is open_clip's `encode_text` at all 77 positions, one class after the other.
 """
@@ -9,14 +9,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.benchmarks.timing import alternate, report
+from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
 from experiments.demo_backbone.captions import project_prompts
 from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
+from src.models.representative import REPRESENTATIVES
 from src.models.sentence_cache import SentenceCache
 from src.models.text import PromptEnsemble
 from src.models.text_tower import encode_tokens
@@ -27,6 +29,7 @@ CLASSES = (
     *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
 )
 DBSCAN = {"eps": 1.5, "min_samples": 25}  # VisA's
+PLAIN = "encode_text at 77 positions, fp32"
 PLAIN_BATCH = 256
 
 
@@ -48,46 +51,58 @@ def shared_in_bfloat16(backbone: Backbone, sentences: list[str]) -> Tensor:
         return shared(backbone, sentences)
 
 
-@torch.no_grad()
-def main() -> None:
-    """Time one class cold, and all VisA classes warm."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    source = find_backbone(NAME, None)
-    backbone = Backbone(source)
+def rows_cold(backbone: Backbone, rounds: int, *, with_bfloat16: bool) -> list[dict[str, Any]]:
+    """One class, nothing known before."""
     sides = project_prompts().sentences("metal_nut")
     sentences = [*sides.normal, *sides.anomalous]
-    ways = {
-        "encode_text, fp32": partial(plain, backbone, sentences),
-        "prefixes once, fp32": partial(shared, backbone, sentences),
-        "prefixes once, bf16": partial(shared_in_bfloat16, backbone, sentences),
-    }
-    seconds = alternate(ways, rounds)
+    ways = {PLAIN: partial(plain, backbone, sentences), "prefixes once, fp32": partial(shared, backbone, sentences)}
+    if with_bfloat16:
+        ways["prefixes once, bf16"] = partial(shared_in_bfloat16, backbone, sentences)
     expected = plain(backbone, sentences)
-    rows = [
+    differences = {name: float((run() - expected).abs().max()) for name, run in ways.items()}
+    seconds = paired_medians(ways, rounds)
+    return [
         {
-            "418 sentences, cold": name,
-            "seconds": seconds[name],
-            "times faster": seconds["encode_text, fp32"] / seconds[name],
-            "largest difference": float((run() - expected).abs().max()),
+            "way": name,
+            "seconds": taken,
+            "times faster": seconds[PLAIN] / taken,
+            "largest difference": differences[name],
         }
-        for name, run in ways.items()
+        for name, taken in seconds.items()
     ]
-    report("text_tower", f"Text tower of {NAME}, random weights", rows, rounds=rounds)
-    time_warm(source, rounds)
 
 
-def time_warm(source: BackboneSource, rounds: int) -> None:
+def rows_warm(source: BackboneSource, rounds: int) -> list[dict[str, Any]]:
     """All VisA classes from the cache, representative vectors included."""
     with TemporaryDirectory() as folder:
-        cache = SentenceCache(Path(folder), describe_text_tower(source, "random"))
-        backbone = Backbone(source, cache)
-        text = {method: PromptEnsemble(backbone, project_prompts(), method) for method in ("dbscan", "mean")}
-        text["mean"].prepare(CLASSES, DBSCAN)
-        seconds = alternate({m: partial(text[m].prepare, CLASSES, DBSCAN) for m in text}, rounds)
-    rows = [{"12 VisA classes, warm": f"representative={m}", "seconds": s} for m, s in seconds.items()]
-    report("text_cache", f"Text features of {NAME} from the cache", rows, rounds=rounds)
+        backbone = Backbone(source, SentenceCache(Path(folder), describe_text_tower(source, "random")))
+        text = {method: PromptEnsemble(backbone, project_prompts(), method) for method in REPRESENTATIVES}
+        for method in REPRESENTATIVES:
+            text[method].prepare(CLASSES, DBSCAN)
+        seconds = paired_medians({m: partial(text[m].prepare, CLASSES, DBSCAN) for m in text}, rounds)
+    return [{"representative": method, "seconds": taken} for method, taken in seconds.items()]
+
+
+@torch.no_grad()
+def main() -> None:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--skip-bf16", action="store_true", help="leave it out: slow where the processor has none")
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    source = find_backbone(NAME, None)
+    tables = {
+        f"One class, 418 sentences, cold; {NAME}, random weights": rows_cold(
+            Backbone(source), arguments.rounds, with_bfloat16=not arguments.skip_bf16
+        ),
+        f"{len(CLASSES)} VisA classes from the cache": rows_warm(source, arguments.rounds),
+    }
+    for title, rows in tables.items():
+        print_table(title, rows)
+    settings = {"instructions": torch.backends.cpu.get_cpu_capability(), **vars(arguments)}
+    write_results("text_tower", tables, **settings)
 
 
 if __name__ == "__main__":

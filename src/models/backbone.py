@@ -89,14 +89,16 @@ class Backbone(nn.Module):
     Args:
         source: what `find_backbone` found.
         sentences: where embeddings of sentences are kept between runs; None keeps none.
+        compiled: whether those who run the image tower's blocks compile them (torch.compile).
 
     Raises:
         UserError: the weights file can't be read, or does not fit the architecture.
     """
 
-    def __init__(self, source: BackboneSource, sentences: SentenceCache | None = None) -> None:
+    def __init__(self, source: BackboneSource, sentences: SentenceCache | None = None, compiled: bool = False) -> None:
         super().__init__()
         self.architecture = source.architecture
+        self.compiled = compiled
         self._sentences = sentences
         name, weights = source.architecture.name, source.weights
         try:

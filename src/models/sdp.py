@@ -40,6 +40,7 @@ class SDP(Method):
     """
 
     name = "sdp"
+    reads_original = False  # the levels' original patch tokens; SDP has no use for them
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class SDP(Method):
         if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
             raise UserError(f"model.smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
         self.text = PromptEnsemble(backbone, prompts, representative)
-        self.dual_path = DualPath(backbone, feature_layers, feature_tap)
+        self.dual_path = DualPath(backbone, feature_layers, feature_tap, needs_original=self.reads_original)
         self.image_size = backbone.architecture.image_size
         self.smoothing_sigma = smoothing_sigma
         settings = {"feature_layers": list(feature_layers), "feature_tap": feature_tap}

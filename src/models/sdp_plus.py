@@ -44,6 +44,7 @@ class SDPPlus(SDP):
     """
 
     name = "sdp_plus"
+    reads_original = True
 
     def __init__(
         self,
