@@ -14,17 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.metrics.state_file import merge_states
-
 from datamodules.checks import parse_shard
 from datamodules.errors import UserError
 from src.callbacks.predictions import read_predictions, write_predictions
 from src.files import write_json
 from src.metrics.functional.fusion import fuse_image_scores
+from src.metrics.state_file import STATE_FILE, merge_states
 from src.report.provenance import PROVENANCE_FILE, describe_command, now
 from src.report.table import print_table
 
-PREDICTIONS_FILE, METRICS_FILE, STATE_FILE = "predictions.csv", "metrics.json", "metric_state.safetensors"
+PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
 # What has to be the same of all parts, and how a difference is told.
 _SAME = {
     "data": "the data",

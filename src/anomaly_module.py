@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from datamodules.errors import UserError, reason_of
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
+from src.metrics.state_file import write_state
 from src.models.maps import resize_like
 from src.models.method import Features, Method, Scores
 from src.models.trained_weights import ORIGIN, Origin
@@ -39,6 +41,7 @@ class AnomalyModule(LightningModule):
         num_test_images: of each test class; a class is evaluated with its last image, and its maps are let go.
         metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         origin: what the trained parameters say about themselves.
+        state_file: where a part of a test leaves its scores, instead of computing metrics of that part.
 
     Attributes:
         test_result: the metrics of the last test.
@@ -56,6 +59,7 @@ class AnomalyModule(LightningModule):
         num_test_images: Mapping[str, int],
         metrics_memory_gb: float,
         origin: Origin,
+        state_file: Path | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -63,6 +67,7 @@ class AnomalyModule(LightningModule):
         self.train_classes = train_classes
         self.test_classes = test_classes
         self.origin = origin
+        self.state_file = state_file
         self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
         self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
         self.strict_loading = False  # checkpoints hold the trained parameters only
@@ -145,9 +150,12 @@ class AnomalyModule(LightningModule):
         return {"scores": scores}
 
     def on_test_epoch_end(self) -> None:
-        """Compute the metrics and log their means as `test/<name>`."""
-        self.test_result = self.test_metrics.compute()
-        self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
+        """Compute the metrics and log their means as `test/<name>`; of a part, write what they need."""
+        if self.state_file:
+            write_state(self.test_metrics, self.state_file)
+        else:
+            self.test_result = self.test_metrics.compute()
+            self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
         self.test_metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:

@@ -19,6 +19,7 @@ from src.anomaly_module import AnomalyModule, ClassSet
 from src.features.cache import FeatureCache
 from src.features.setup import open_feature_cache
 from src.files import sha256_of
+from src.metrics.state_file import STATE_FILE
 from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
 from src.models.sentence_cache import SentenceCache
@@ -88,23 +89,39 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         cast("DataUse | None", origin.get("trained_on")),
         describe_use(test_data),
         shared=shared_categories(train_data, test_data) if train_data else (),
-        shortcuts=shortcuts(config.trainer),
+        shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
     )
+    state_file = folder.path / STATE_FILE if test_data.shard else None
     module = AnomalyModule(
         method,
         optimizer=instantiate(config.optimizer),
         train_classes=ClassSet(train_data.category_names, train_data.dbscan) if train_data else None,
         test_classes=ClassSet(test_data.category_names, test_data.dbscan),
         val_categories=list(config.val_categories) if train_data else [],
-        num_test_images=Counter(record.category for record in test_data.records),
+        num_test_images={} if state_file else Counter(record.category for record in test_data.records),
         metrics_memory_gb=config.metrics_memory_gb,
         origin=origin,
+        state_file=state_file,
     )
     trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
+    if state_file:
+        _check_part(trains=train_data is not None, processes=trainer.world_size)
     features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)
     run = Run(config, folder, protocol, test_data, train_data, module, trainer, features)
     folder.describe(**_describe(run, backbone))
     return run
+
+
+def _check_part(*, trains: bool, processes: int) -> None:
+    """A part of an evaluation is a job of its own, beside which others do the rest.
+
+    Raises:
+        UserError: it would train, as all the others, or share its part.
+    """
+    if trains:
+        raise UserError("test_data.shard is for src.eval and src.predict; train first, then test with ckpt_path=FILE")
+    if processes > 1:
+        raise UserError("test_data.shard is for jobs of one process each; set trainer.devices=1, and take more shards")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

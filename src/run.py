@@ -122,8 +122,11 @@ def _fit(run: Run) -> float | None:
 
 
 def _test(run: Run) -> None:
-    """Test, show and write the metrics."""
+    """Test, show and write the metrics; a part of a test leaves what they need."""
     run.trainer.test(run.module, datamodule=run.test_data, verbose=False)
+    if run.test_data.shard:
+        say("a part of the test has no metrics: join all parts by `python -m experiments.merge FOLDER...`")
+        return
     result = run.module.test_result
     if is_first():
         write_json(run.folder.path / METRICS_FILE, result)

@@ -20,6 +20,9 @@ from datamodules.errors import UserError
 from src.metrics.base import joined
 from src.metrics.benchmark_metrics import BenchmarkMetrics
 
+STATE_FILE = "metric_state.safetensors"
+"""What a part of an evaluation leaves in its folder."""
+
 STATES = {
     "image": ("cls_score", "map_max", "label"),
     "pixel": ("anomalous_scores", "anomalous_areas", "normal_scores", "histogram"),
