@@ -160,9 +160,17 @@ def _markdown(rows: Sequence[Row]) -> list[str]:
     table = [["trial", *keys, *names, "note"], ["---", *("---" for _ in keys), *("---:" for _ in names), "---"]]
     for row in rows:
         table.append(
-            [row.label, *(row.settings.get(k, "") for k in keys), *(_percent(row, n) for n in names), row.note]
+            [row.label, *(_short(row.settings.get(k, "")) for k in keys), *(_percent(row, n) for n in names), row.note]
         )
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in table]
+
+
+def _short(setting: str) -> str:
+    """Four digits of a drawn number; anything else as it is."""
+    try:
+        return f"{float(setting):.4g}" if len(setting) > 8 else setting
+    except ValueError:
+        return setting
 
 
 def _percent(row: Row, name: str) -> str:
