@@ -82,6 +82,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         describe_use(test_data),
         shared=shared_categories(train_data, test_data) if train_data else (),
         shortcuts=shortcuts(config.trainer),
+        tests=config.test,
     )
     module = AnomalyModule(
         method,

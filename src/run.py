@@ -25,7 +25,7 @@ def train(config: DictConfig) -> float | None:
     """
     run = assemble(config, with_training=True)
     _check_test(run)
-    with _announced(run, run.protocol.line if config.test else run.protocol.training_line):
+    with _announced(run, run.protocol.line):
         score = _fit(run) if run.train_data is not None else None
         if config.test:
             _test(run)
