@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := install
-.PHONY: help install demo lint types fast test clean
+.PHONY: help install demo lint types fast test clean clean-cache
 
 help:
 	@echo "make install  create $(VENV) and install with the tested versions (constraints.txt)"
 	@echo "make demo     run SDP and SDP+ on drawn images with a small CLIP: nothing to download"
 	@echo "make test     lint, type-check and run all tests, as CI does"
 	@echo "make fast     only the fast tests"
-	@echo "make clean    remove the environment and caches; results and data stay"
+	@echo "make clean    remove the environment and caches of tools; results and data stay"
+	@echo "make clean-cache  remove what runs computed and can compute again (.cache)"
 
 install: $(VENV)/.installed
 
@@ -39,3 +40,6 @@ test: lint types
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+clean-cache:
+	rm -rf .cache

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules import checks
-from datamodules.dataset import AnomalyDataset, EpochSampler, Sample, collate, collate_native
+from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record
+from datamodules.samplers import EpochSampler, SharedBatchSampler, own_slice
 from datamodules.transforms import build_transform
 
 
@@ -31,13 +32,15 @@ class AnomalyDataModule(LightningDataModule):
         split: ``test`` or ``train``, as the publisher split the data set.
         image_size: S; an image is squashed to (S, S). Must be set before a loader is asked for.
         eval_size: the size of the test masks: ``model`` (S), ``native`` (as on disk) or a number.
-        batch_size: images a batch. The last batch may be smaller.
+        batch_size: images a training step, over all processes together, so that their number does not change the
+            training; images a batch of each process where nothing is trained. The last batch may be smaller.
         num_workers: processes that decode images; 0 decodes in the main process.
         transforms: of the training images: ``default`` or ``augment``. All others get ``default``.
         shuffle: the training images.
         dbscan: ``eps`` and ``min_samples`` for the sentence embeddings of this data set's classes; None for
             ``published_dbscan``. Only stored here.
         val_categories: taken out of training, for validation.
+        shard: ``i/n`` to test the i-th of n parts only, counted from 1; None for all. Parts are consecutive batches.
     """
 
     name: str  # in file names
@@ -45,6 +48,7 @@ class AnomalyDataModule(LightningDataModule):
     published: ClassVar[Sequence[str]] = ()  # the publisher's categories, in the publisher's order
     published_dbscan: ClassVar[Mapping[str, float]] = {"eps": 0.5, "min_samples": 15}
     splits: ClassVar[Sequence[str]] = ("test", "train")
+    allow_zero_length_dataloader_with_multiple_devices = True  # of few images a process may get none
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
 
@@ -61,6 +65,7 @@ class AnomalyDataModule(LightningDataModule):
         shuffle: bool = False,
         dbscan: Mapping[str, float] | None = None,
         val_categories: Sequence[str] = (),
+        shard: str | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -77,6 +82,9 @@ class AnomalyDataModule(LightningDataModule):
         self.mean: Sequence[float] = CLIP_MEAN
         self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
+        self.shard = shard
+        # By role, samples by record: whoever has the features already sets them, and no image is decoded.
+        self.stored: dict[str, Mapping[Record, Sample]] = {}
 
     # What a data set has to say
 
@@ -132,6 +140,7 @@ class AnomalyDataModule(LightningDataModule):
             self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
         )
         checks.check_dbscan(self.dbscan)
+        checks.parse_shard(self.shard)
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -145,6 +154,17 @@ class AnomalyDataModule(LightningDataModule):
         if self.val_categories:
             checks.check_val_categories(self.val_categories, self.category_names)
         return records
+
+    @property
+    def tested_records(self) -> list[Record]:
+        """The records of the shard, or all."""
+        part, parts = checks.parse_shard(self.shard)
+        return self.records[own_slice(len(self.records), self.batch_size, part - 1, parts)]
+
+    @property
+    def image_names(self) -> list[tuple[str, str]]:
+        """Category and path (POSIX, relative to ``root``) of each record."""
+        return [(record.category, record.image_path.relative_to(self.root).as_posix()) for record in self.records]
 
     @property
     def has_labels(self) -> bool:
@@ -166,46 +186,77 @@ class AnomalyDataModule(LightningDataModule):
         _ = self.records
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """All categories but ``val_categories``."""
-        records = [record for record in self.records if record.category not in self.val_categories]
-        dataset = self._dataset(records, self.transforms, self._size)
-        sampler = EpochSampler(dataset, self.shuffle, dataset.seed)
-        return DataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options)
+        """All categories but ``val_categories``.
+
+        Raises:
+            UserError: a step has fewer images than there are processes.
+        """
+        rank, processes = self._process
+        checks.check_share(self.batch_size, processes)
+        dataset = self.dataset("train", self.records_of("train"))
+        order = EpochSampler(dataset, self.shuffle, dataset.seed, dataset.epoch)
+        return self.loader("train", dataset, SharedBatchSampler(order, self.batch_size, rank, processes))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """``val_categories``, or an empty list, which Lightning takes as: no validation."""
-        if not self.val_categories:
-            return []
-        records = [record for record in self.records if record.category in self.val_categories]
-        return DataLoader(self._dataset(records, "default", self._size), collate_fn=collate, **self._options)
+        return self._ordered_loader("val") if self.val_categories else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """All categories, masks at ``eval_size``."""
-        if self.eval_size == "native":
-            dataset = self._dataset(self.records, "default", None)
-            return DataLoader(dataset, collate_fn=collate_native, **self._options)
-        mask_size = self._size if self.eval_size == "model" else int(self.eval_size)
-        return DataLoader(self._dataset(self.records, "default", mask_size), collate_fn=collate, **self._options)
+        return self._ordered_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """The same as for test."""
         return self.test_dataloader()
+
+    def records_of(self, role: str) -> list[Record]:
+        """For ``train`` all records but those of ``val_categories``, for ``val`` these, for ``test`` the shard's."""
+        if role == "test":
+            return self.tested_records
+        return [record for record in self.records if (record.category in self.val_categories) == (role == "val")]
+
+    def mask_size(self, role: str) -> int | None:
+        """N of the masks; None where they keep their size."""
+        if role != "test" or self.eval_size == "model":
+            return self._size
+        return None if self.eval_size == "native" else int(self.eval_size)
+
+    def dataset(self, role: str, records: Sequence[Record]) -> AnomalyDataset:
+        """The samples of records as ``train``, ``val`` or ``test`` needs them."""
+        transforms = self.transforms if role == "train" else "default"
+        transform = build_transform(transforms, self._size, self.mask_size(role), self.mean, self.std)
+        stored, seed = self.stored.get(role), torch.initial_seed()
+        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, stored)
+
+    def loader(
+        self, role: str, dataset: AnomalyDataset, batch_sampler: SharedBatchSampler | None = None
+    ) -> DataLoader[Sample]:
+        """Batches of a role's samples, in the order of the records or in the sampler's."""
+        # What is stored is mapped into this process: from another one it would have to be copied over.
+        workers = 0 if role in self.stored else self.num_workers
+        batches = {"batch_sampler": batch_sampler} if batch_sampler else {"batch_size": self.batch_size}
+        return DataLoader(
+            dataset,
+            collate_fn=collate if self.mask_size(role) else collate_native,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **batches,
+        )
+
+    def _ordered_loader(self, role: str) -> DataLoader[Sample]:
+        """Batches in file order, this process's part of them."""
+        records = self.records_of(role)
+        own = records[own_slice(len(records), self.batch_size, *self._process)]
+        return self.loader(role, self.dataset(role, own))
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     def _size(self) -> int:
         if self.image_size is None:
             raise UserError(f"Expected image_size of {self.title} to be set before images are loaded, but it is null")
         return self.image_size
-
-    def _dataset(self, records: Sequence[Record], transforms: str, mask_size: int | None) -> AnomalyDataset:
-        transform = build_transform(transforms, self._size, mask_size, self.mean, self.std)
-        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed=torch.initial_seed())
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }

@@ -1,5 +1,6 @@
 """The checks of options and records that need no file. Each raises a one-line UserError."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,25 @@ def check_options(
         raise UserError(f"Expected batch_size to be 1 or more, but got {batch_size!r}")
     if not _is_int(num_workers, at_least=0):
         raise UserError(f"Expected num_workers to be 0 or more, but got {num_workers!r}")
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """Read ``i/n``, the i-th of n parts, counted from 1; None is 1/1."""
+    if shard is None:
+        return 1, 1
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(shard))
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"Expected shard to be i/n with 1 <= i <= n, such as 2/7, or null, but got {shard!r}")
+    return int(match[1]), int(match[2])
+
+
+def check_share(batch_size: int, processes: int) -> None:
+    """Check that each of several processes gets an image of a training step."""
+    if batch_size < processes:
+        raise UserError(
+            f"Expected train_data.batch_size, the images of a step over all processes, to be {processes} or more for "
+            f"{processes} processes, but got {batch_size}"
+        )
 
 
 def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[str]:

@@ -1,17 +1,18 @@
 """Records -> samples -> batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import albumentations as A
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from datamodules.errors import UserError
 from datamodules.images import UInt8Array, load_image, load_mask
 from datamodules.records import NORMAL, Record
+from datamodules.samplers import Filler
 from datamodules.transforms import seed_transform
 
 Sample = dict[str, Any]
@@ -22,7 +23,8 @@ class AnomalyDataset(Dataset[Sample]):
     """Decodes one record at a time.
 
     A sample is ``image`` (3, S, S) float32, ``mask`` (N, N) or (h, w) uint8 {0, 1}, ``label`` int, ``category`` and
-    ``image_path`` (POSIX, relative to ``root``). ``mask`` and ``label`` are there only if asked for.
+    ``image_path`` (POSIX, relative to ``root``). ``mask`` and ``label`` are there only if asked for. ``is_filler``
+    is there, and True, only for a :class:`datamodules.samplers.Filler`, which is always alone in its batch.
 
     Random augmentation depends on the seed, the epoch and the image alone: neither the number of workers, nor how
     images are dealt out to workers and devices, nor a resumed run changes it.
@@ -34,6 +36,8 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: every record has a label.
         with_masks: records without a mask get an all-zero one.
         seed: of the augmentation.
+        stored: for each record, what a sample has instead of ``image`` and ``mask``, so that no file is opened:
+            ``features`` {name: tensor}, and ``mask`` if asked for.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class AnomalyDataset(Dataset[Sample]):
         with_labels: bool,
         with_masks: bool,
         seed: int = 0,
+        stored: Mapping[Record, Sample] | None = None,
     ) -> None:
         self.records = records
         self.root = root
@@ -51,6 +56,7 @@ class AnomalyDataset(Dataset[Sample]):
         self.with_labels = with_labels
         self.with_masks = with_masks
         self.seed = seed
+        self.stored = stored
         # In shared memory, because workers that live on between epochs keep their own copy of everything else.
         self.epoch = torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -59,51 +65,29 @@ class AnomalyDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
+        sample = self._decode(record, index) if self.stored is None else dict(self.stored[record])
+        if self.with_labels:
+            sample["label"] = record.label
+        sample["category"] = record.category
+        sample["image_path"] = record.image_path.relative_to(self.root).as_posix()
+        if isinstance(index, Filler):
+            sample["is_filler"] = True
+        return sample
+
+    def _decode(self, record: Record, index: int) -> Sample:
         arrays = {"image": load_image(record.image_path)}
         if self.with_masks:
             arrays["mask"] = _mask_of(record, arrays["image"])
         seed_transform(self.transform, (self.seed, int(self.epoch), index))
         sample: Sample = self.transform(**arrays)
-        if self.with_labels:
-            sample["label"] = record.label
-        sample["category"] = record.category
-        sample["image_path"] = record.image_path.relative_to(self.root).as_posix()
         return sample
 
 
-class EpochSampler(Sampler[int]):
-    """The order of the training images, and the number of the epoch for their augmentation.
-
-    Lightning calls `set_epoch` before each epoch, with the number of epochs done: a resumed run goes on as if it had
-    not stopped.
-
-    Args:
-        dataset: it is told the epoch.
-        shuffle: a new order each epoch, or always that of the records.
-        seed: of the orders.
-    """
-
-    def __init__(self, dataset: AnomalyDataset, shuffle: bool, seed: int) -> None:
-        self.dataset = dataset
-        self.shuffle = shuffle
-        self.seed = seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
-        self.dataset.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(len(self.dataset)))
-        order = np.random.default_rng((self.seed, int(self.dataset.epoch))).permutation(len(self.dataset))
-        return iter(order.tolist())
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples -> ``image`` (B, 3, S, S), ``mask`` (B, N, N), ``label`` (B,) int64, the rest lists of str."""
+    """Samples -> ``image`` (B, 3, S, S) or ``features`` {name: (B, ...)}, ``mask`` (B, N, N), ``label`` (B,) int64.
+
+    The rest are lists of str.
+    """
     batch = collate_native(samples)
     if "mask" in batch:
         batch["mask"] = torch.stack(batch["mask"])  # (B, N, N)
@@ -113,7 +97,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def collate_native(samples: Sequence[Sample]) -> Batch:
     """Like :func:`collate`, but ``mask`` stays a list of B (h, w) tensors, since their sizes differ."""
     batch: Batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
+    if "image" in batch:
+        batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
+    if "features" in batch:
+        names = batch["features"][0]
+        batch["features"] = {name: torch.stack([one[name] for one in batch["features"]]) for name in names}
     if "label" in batch:
         batch["label"] = torch.tensor(batch["label"], dtype=torch.int64)  # (B,)
     return batch

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import UserError, reason_of
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
+from src.metrics.state_file import write_state
 from src.models.maps import resize_like
-from src.models.method import Method, Scores
+from src.models.method import Features, Method, Scores
 from src.models.trained_weights import ORIGIN, Origin
 
 Batch = dict[str, Any]
@@ -35,7 +38,10 @@ class AnomalyModule(LightningModule):
         train_classes: classes of the training data, held-out ones included; None where nothing is trained.
         test_classes: classes of the test data.
         val_categories: the classes that validate.
+        num_test_images: of each test class; a class is evaluated with its last image, and its maps are let go.
+        metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         origin: what the trained parameters say about themselves.
+        state_file: where a part of a test leaves its scores, instead of computing metrics of that part.
 
     Attributes:
         test_result: the metrics of the last test.
@@ -50,7 +56,10 @@ class AnomalyModule(LightningModule):
         train_classes: ClassSet | None,
         test_classes: ClassSet,
         val_categories: Sequence[str],
+        num_test_images: Mapping[str, int],
+        metrics_memory_gb: float,
         origin: Origin,
+        state_file: Path | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -58,8 +67,9 @@ class AnomalyModule(LightningModule):
         self.train_classes = train_classes
         self.test_classes = test_classes
         self.origin = origin
-        self.val_metrics = BenchmarkMetrics(val_categories)
-        self.test_metrics = BenchmarkMetrics(test_classes.names)
+        self.state_file = state_file
+        self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
+        self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
         self.strict_loading = False  # checkpoints hold the trained parameters only
 
     def forward(self, batch: Batch) -> Scores:
@@ -68,7 +78,7 @@ class AnomalyModule(LightningModule):
         Raises:
             UserError: a score is not finite; a ranking with such a score would mean nothing.
         """
-        scores: Scores = self.method(batch["image"], self.method.text(batch["category"]))
+        scores = self.method.score(self._features(batch), self.method.text(batch["category"]))
         finite = scores.anomaly_map.isfinite().all(dim=(1, 2)) & scores.cls_score.isfinite()  # (B,)
         if not finite.all():
             name = batch["image_path"][int(finite.int().argmin())]
@@ -102,12 +112,27 @@ class AnomalyModule(LightningModule):
         self.method.text.prepare(*self.test_classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The method's loss on a batch."""
-        losses = self.method.loss(batch["image"], self.method.text(batch["category"]), batch["mask"])
-        size = len(batch["image"])
-        for name, value in losses.items():
-            self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=size)
-        return losses["loss"]
+        """The method's loss on a batch; under several processes, this process's part of it."""
+        losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
+        count = 0 if "is_filler" in batch else len(batch["category"])
+        weight, losses_of_step, images = self._share_of_step(losses, count)
+        for name, value in losses_of_step.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=images)
+        return losses["loss"] * weight
+
+    def _share_of_step(self, losses: dict[str, Tensor], count: int) -> tuple[float, dict[str, Tensor], int]:
+        """The weight of this process's `count` images, the losses over the images of all, and how many these are.
+
+        Gradients are averaged over processes, which is the mean over all images only if each process is weighed by
+        its images.
+        """
+        processes = self.trainer.world_size
+        if processes == 1:
+            return 1.0, losses, count
+        sums = torch.stack([*(value.detach() * count for value in losses.values()), losses["loss"].new_tensor(count)])
+        *totals, images = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
+        means = {name: total / images for name, total in zip(losses, totals, strict=True)}
+        return count * processes / float(images), means, int(images)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of held-out categories to their metrics."""
@@ -125,9 +150,12 @@ class AnomalyModule(LightningModule):
         return {"scores": scores}
 
     def on_test_epoch_end(self) -> None:
-        """Compute the metrics and log their means as `test/<name>`."""
-        self.test_result = self.test_metrics.compute()
-        self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
+        """Compute the metrics and log their means as `test/<name>`; of a part, write what they need."""
+        if self.state_file:
+            write_state(self.test_metrics, self.state_file)
+        else:
+            self.test_result = self.test_metrics.compute()
+            self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
         self.test_metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:
@@ -139,6 +167,13 @@ class AnomalyModule(LightningModule):
         trained = {f"method.{name}" for name in self.method.trainable_parameters()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
+
+    def _features(self, batch: Batch) -> Features:
+        """Those of a batch that brings them, stored in half precision or not, or else those of its images."""
+        stored: Features | None = batch.get("features")
+        if stored is None:
+            return self.method.features(batch["image"])
+        return {name: values.float() for name, values in stored.items()}
 
     def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> None:
         """Compare at the masks' size; labels or masks may be absent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.features.cache import FeatureCache
+from src.features.setup import open_feature_cache
 from src.files import sha256_of
-from src.models.backbone import Backbone, BackboneSource, find_backbone
+from src.metrics.state_file import STATE_FILE
+from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
+from src.models.sentence_cache import SentenceCache
 from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.report import provenance
 from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
@@ -37,6 +42,7 @@ class Run:
         train_data: the auxiliary data; None if nothing is to be trained.
         module: the method with its metrics and optimizer.
         trainer: Lightning's trainer, with loggers and callbacks.
+        features: the frozen features on disk; or why there are none, if the user should know.
     """
 
     config: DictConfig
@@ -46,6 +52,7 @@ class Run:
     train_data: AnomalyDataModule | None
     module: AnomalyModule
     trainer: Trainer
+    features: FeatureCache | str | None
 
 
 def assemble(config: DictConfig, *, with_training: bool) -> Run:
@@ -67,7 +74,8 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     source = _find_backbone(config, test_data, train_data)
     backbone = _describe_backbone(source)
     seed_everything(config.seed, workers=True, verbose=False)
-    method: Method = instantiate(config.model, backbone=Backbone(source), prompts=instantiate(config.prompts))
+    clip = Backbone(source, _sentence_cache(config, source, backbone["sha256"]), config.backbone.compile)
+    method: Method = instantiate(config.model, backbone=clip, prompts=instantiate(config.prompts))
     trainable = bool(method.trainable_parameters())
     if not trainable:
         train_data = None
@@ -81,21 +89,40 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         cast("DataUse | None", origin.get("trained_on")),
         describe_use(test_data),
         shared=shared_categories(train_data, test_data) if train_data else (),
-        shortcuts=shortcuts(config.trainer),
+        shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
         tests=config.test,
     )
+    state_file = folder.path / STATE_FILE if test_data.shard else None
     module = AnomalyModule(
         method,
         optimizer=instantiate(config.optimizer),
         train_classes=ClassSet(train_data.category_names, train_data.dbscan) if train_data else None,
         test_classes=ClassSet(test_data.category_names, test_data.dbscan),
         val_categories=list(config.val_categories) if train_data else [],
+        num_test_images={} if state_file else Counter(record.category for record in test_data.records),
+        metrics_memory_gb=config.metrics_memory_gb,
         origin=origin,
+        state_file=state_file,
     )
-    trainer = build_trainer(config, folder.path, trains=train_data is not None)
-    run = Run(config, folder, protocol, test_data, train_data, module, trainer)
+    trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
+    if state_file:
+        _check_part(trains=train_data is not None, processes=trainer.world_size)
+    features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)
+    run = Run(config, folder, protocol, test_data, train_data, module, trainer, features)
     folder.describe(**_describe(run, backbone))
     return run
+
+
+def _check_part(*, trains: bool, processes: int) -> None:
+    """A part of an evaluation is a job of its own, beside which others do the rest.
+
+    Raises:
+        UserError: it would train, as all the others, or share its part.
+    """
+    if trains:
+        raise UserError("test_data.shard is for src.eval and src.predict; train first, then test with ckpt_path=FILE")
+    if processes > 1:
+        raise UserError("test_data.shard is for jobs of one process each; set trainer.devices=1, and take more shards")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -125,10 +152,20 @@ def _find_backbone(
             f"test_data.image_size ({test_data.image_size}) and train_data.image_size must agree, but got {sizes}; "
             "set both, or neither"
         )
-    source = find_backbone(**config.backbone, image_size=sizes.pop())
+    wanted = config.backbone
+    source = find_backbone(wanted.name, wanted.pretrained, wanted.config, sizes.pop())
     for data in used:
         data.image_size, data.mean, data.std = source.architecture.image_size, source.weights.mean, source.weights.std
     return source
+
+
+def _sentence_cache(config: DictConfig, source: BackboneSource, weights_sha256: str | None) -> SentenceCache | None:
+    """Where the text tower's embeddings are kept; random weights, new in each run, have none."""
+    if weights_sha256 is None:
+        return None
+    return SentenceCache(
+        Path(config.paths.cache_dir).expanduser() / "text", describe_text_tower(source, weights_sha256)
+    )
 
 
 def _training_data(method: Method, train_data: AnomalyDataModule | None, config: DictConfig) -> AnomalyDataModule:

@@ -25,6 +25,7 @@ class BackboneConfig:
     name: str = MISSING
     pretrained: str | None = None
     config: str | None = None
+    compile: bool = False
 
 
 @dataclass
@@ -34,6 +35,15 @@ class PathsConfig:
     data_dir: str = MISSING
     output_dir: str = MISSING
     cache_dir: str = MISSING
+
+
+@dataclass
+class FeatureCacheConfig:
+    """Frozen features on disk."""
+
+    enabled: Any = "auto"  # auto, true or false
+    dtype: str = "float32"
+    max_gb: float = 40.0
 
 
 @dataclass
@@ -49,6 +59,7 @@ class Config:
     logger: dict[str, Any] | None = None
     callbacks: dict[str, Any] | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
+    feature_cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
     seed: int = 42
     optimizer: dict[str, Any] | None = None
     val_categories: list[str] = field(default_factory=list)
@@ -57,6 +68,7 @@ class Config:
     allow_leakage: bool = False
     ckpt_path: str | None = None
     save_maps: bool = False
+    metrics_memory_gb: float = 4.0
 
 
 def validate(config: DictConfig) -> DictConfig:
@@ -84,12 +96,25 @@ def validate(config: DictConfig) -> DictConfig:
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
     if typed.seed < 0:
         raise UserError(f"configuration: seed must be 0 or more, but got {typed.seed}")
+    if typed.metrics_memory_gb < 0:
+        raise UserError(f"configuration: metrics_memory_gb must be 0 or more, but got {typed.metrics_memory_gb}")
+    _check_feature_cache(typed.feature_cache)
     if str(typed.paths.output_dir).startswith("~"):
         raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
     for path, node in _nodes(config):
         _check_against_signature(path, node)
     assert isinstance(typed, DictConfig)
     return typed
+
+
+def _check_feature_cache(settings: DictConfig) -> None:
+    choices = {"enabled": ("auto", True, False), "dtype": ("float32", "float16")}
+    for key, allowed in choices.items():
+        if settings[key] not in allowed:
+            names = ", ".join(str(one).lower() for one in allowed)
+            raise UserError(f"configuration: feature_cache.{key} must be one of {names}, but got {settings[key]}")
+    if not settings.max_gb > 0:
+        raise UserError(f"configuration: feature_cache.max_gb must be above 0, but got {settings.max_gb}")
 
 
 def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:

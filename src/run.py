@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.assembly import Run, assemble, plain
+from src.distributed import is_first, say
+from src.features.cache import off
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
@@ -26,6 +28,7 @@ def train(config: DictConfig) -> float | None:
     run = assemble(config, with_training=True)
     _check_test(run)
     with _announced(run, run.protocol.line):
+        _serve_features(run)
         score = _fit(run) if run.train_data is not None else None
         if config.test:
             _test(run)
@@ -37,6 +40,7 @@ def evaluate(config: DictConfig) -> None:
     run = assemble(config, with_training=False)
     _check_test(run)
     with _announced(run, run.protocol.line):
+        _serve_features(run)
         _test(run)
 
 
@@ -44,6 +48,7 @@ def predict(config: DictConfig) -> None:
     """Score images; labels and masks are not needed."""
     run = assemble(config, with_training=False)
     with _announced(run, f"predict {run.test_data.title} ({len(run.test_data.records)} images)"):
+        _serve_features(run)
         run.trainer.predict(run.module, datamodule=run.test_data, return_predictions=False)
 
 
@@ -65,7 +70,7 @@ def _check_test(run: Run) -> None:
 @contextmanager
 def _announced(run: Run, line: str) -> Iterator[None]:
     """Say what the run is, on the terminal, in its folder and to the loggers; afterwards mark it as finished."""
-    print(line, flush=True)
+    say(line)
     run.folder.write()
     try:
         for logger in run.trainer.loggers:
@@ -76,7 +81,24 @@ def _announced(run: Run, line: str) -> Iterator[None]:
         raise
     close_loggers(run.trainer.loggers, exit_code=0)
     run.folder.finish()
-    print(f"results in {run.folder.path}", flush=True)
+    say(f"results in {run.folder.path}")
+
+
+def _serve_features(run: Run) -> None:
+    """Take the tower's part of the work from disk, where that is possible.
+
+    All of it before Lightning starts further processes, so that these find what the first one has computed.
+    """
+    if run.features is None:
+        return
+    if isinstance(run.features, str):
+        run.folder.write(feature_cache=off(run.features))
+        return
+    uses = [(run.train_data, "train")]
+    uses += [(run.train_data, "val")] if run.config.val_categories else []
+    uses += [(run.test_data, "test")] if run.config.test else []
+    served = {role: run.features.serve(data, role) for data, role in uses if data is not None}
+    run.folder.write(feature_cache=served)
 
 
 def _fit(run: Run) -> float | None:
@@ -89,21 +111,24 @@ def _fit(run: Run) -> float | None:
     weights = read_trained_weights(checkpoint)
     load_trained_weights(run.module.method, weights, checkpoint)
     name = f"{run.module.method.name}.trained_on_{run.train_data.name}.safetensors"
-    write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
+    if is_first():
+        write_trained_weights(run.folder.path / name, run.module.method, weights.origin)
     selection = {"selected_by": run.config.select, "score": score, "epochs": weights.origin["epochs"]}
     run.folder.write(trained_weights={"file": name, **selection})
     if score is not None:
         held_out = ", ".join(run.config.val_categories)
-        print(
-            f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}", flush=True
-        )
+        say(f"{run.config.select} of epoch {selection['epochs']} on held-out {held_out}: {100 * score:.1f}")
     return score
 
 
 def _test(run: Run) -> None:
-    """Test, show and write the metrics."""
+    """Test, show and write the metrics; a part of a test leaves what they need."""
     run.trainer.test(run.module, datamodule=run.test_data, verbose=False)
+    if run.test_data.shard:
+        say("a part of the test has no metrics: join all parts by `python -m experiments.merge FOLDER...`")
+        return
     result = run.module.test_result
-    write_json(run.folder.path / METRICS_FILE, result)
-    print_table(result, run.protocol.line)
+    if is_first():
+        write_json(run.folder.path / METRICS_FILE, result)
+        print_table(result, run.protocol.line)
     log_table(result, run.trainer.loggers)

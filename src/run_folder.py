@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
+from src.distributed import is_first
 from src.files import write_json
 from src.report.provenance import PROVENANCE_FILE, now
 from src.trainer import LAST_CHECKPOINT
@@ -16,26 +17,28 @@ _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
 _NOT_FREE = "callbacks.early_stopping."
 _FREE_KEYS = (
     *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),
+    *(f"feature_cache.{key}" for key in ("enabled", "max_gb")),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
+    *(f"trainer.{key}" for key in ("strategy", "num_nodes")),
 )
 # Of a continuation these are noted beside those of the first part.
 _EACH_PART = ("command", "code", "packages", "device")
 
 
 class RunFolder:
-    """The folder a run writes to.
+    """The folder a run writes to. Of several processes only the first checks and writes.
 
     Args:
         path: Hydra's output folder of this run.
         config: the resolved configuration.
 
     Raises:
-        UserError: a finished run is there, or an unfinished one of another configuration.
+        UserError: a finished run is there, an unfinished one of another configuration, or an unknown one's checkpoint.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
-        earlier = self._read_provenance()
+        earlier = self._read_provenance() if is_first() else {}
         if earlier.get("finished"):
             raise UserError(
                 f"{path} holds a finished run of {earlier['finished']}; choose another paths.output_dir or remove it"
@@ -45,6 +48,11 @@ class RunFolder:
             raise UserError(
                 f"{path} holds an unfinished run of another configuration (it differs in {', '.join(changed)}); "
                 "give the same options to resume it, or another paths.output_dir"
+            )
+        if is_first() and not earlier and self.checkpoint_to_resume:
+            raise UserError(
+                f"{path} holds {LAST_CHECKPOINT} but no {PROVENANCE_FILE}, so it is unknown what run it belongs to; "
+                "choose another paths.output_dir"
             )
         self.is_resumed = bool(earlier)
         self.provenance: dict[str, Any] = earlier or {
@@ -73,14 +81,18 @@ class RunFolder:
 
     @property
     def checkpoint_to_resume(self) -> Path | None:
-        """The unfinished run's last checkpoint, if it got that far."""
+        """The unfinished run's last checkpoint, if it got that far.
+
+        All processes find the same: none writes before all have met, and all ask before they meet.
+        """
         path = self.path / LAST_CHECKPOINT
-        return path if self.is_resumed and path.is_file() else None
+        return path if path.is_file() else None
 
     def write(self, **entries: Any) -> None:
         """Add entries to provenance.json and write it."""
         self.provenance |= entries
-        write_json(self.path / PROVENANCE_FILE, self.provenance)
+        if is_first():
+            write_json(self.path / PROVENANCE_FILE, self.provenance)
 
     def finish(self) -> None:
         """Mark the run as finished; from now on the folder is refused."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,6 +19,8 @@ from src.metrics.benchmark_metrics import METRIC_NAMES
 
 LAST = "last"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# "auto" becomes ddp. Its relatives that fork or spawn would return before the results are theirs.
+_STRATEGIES = ("ddp", "auto")
 _PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 # Trainer settings under which less is trained or tested than the data sets hold, and what they are when that is not so.
 # As text, since of 1 and 1.0 the one means a batch and the other everything.
@@ -37,22 +40,23 @@ class SelectedCheckpoint(ModelCheckpoint):
     """Keeps the epoch that is best on the held-out categories of the training data; the test data selects nothing."""
 
 
-def build_trainer(config: DictConfig, folder: Path, *, trains: bool) -> Trainer:
+def build_trainer(config: DictConfig, folder: Path, images: Iterable[tuple[str, str]], *, trains: bool) -> Trainer:
     """Build the trainer with the configured loggers and callbacks, and those that write what every run leaves.
 
     Args:
         config: a validated configuration.
         folder: the run's folder.
+        images: category and path of every image that is scored.
         trains: whether there will be training, and so an epoch to select.
 
     Raises:
-        UserError: several processes, which would repeat images and so change the metrics; a setting that can't be.
+        UserError: processes that would not work on one run; a setting that can't be.
     """
     callbacks: list[Callback] = [*_checkpoints(config, folder)] if trains else []
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values()]
-    callbacks.append(PredictionWriter(folder))
+    callbacks.append(PredictionWriter(folder, is_part=config.test_data.get("shard") is not None))
     if config.save_maps:
-        callbacks.append(MapWriter(folder))
+        callbacks.append(MapWriter(folder, images))
     trainer: Trainer = instantiate(
         config.trainer,
         logger=[instantiate(node) for node in (config.logger or {}).values()],
@@ -63,13 +67,28 @@ def build_trainer(config: DictConfig, folder: Path, *, trains: bool) -> Trainer:
         enable_checkpointing=trains,
     )
     if trainer.world_size > 1:
-        raise UserError(
-            f"{trainer.world_size} processes were asked for, but metrics are not gathered across processes yet; "
-            "set trainer.devices=1 trainer.num_nodes=1 (several GPUs serve several runs at a time)"
-        )
+        _check_processes(trainer, str(config.trainer.get("strategy", "auto")))
     # TensorFloat-32 keeps 10 bits of a float32; a run that says 32 computes in 32.
     torch.backends.cudnn.allow_tf32 = False
     return trainer
+
+
+def _check_processes(trainer: Trainer, strategy: str) -> None:
+    """Refuse several processes where they would not compute what one does.
+
+    Raises:
+        UserError: they are of another strategy, or would each write to a folder of their own.
+    """
+    if strategy not in _STRATEGIES:
+        names = " or ".join(_STRATEGIES)
+        raise UserError(f"trainer.strategy must be {names} for several processes, but got {strategy}")
+    environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+    is_explicit = any(override.startswith("paths.output_dir=") for override in HydraConfig.get().overrides.task)
+    if (trainer.num_nodes > 1 or environment.creates_processes_externally) and not is_explicit:
+        raise UserError(
+            "processes that are started one by one must be told the same folder: give paths.output_dir=FOLDER, on a "
+            "disk that all of them see"
+        )
 
 
 def effective_precision(trainer: DictConfig) -> str:

@@ -53,7 +53,8 @@ class Cli:
     def __call__(self, command: str, *overrides: str, name: str = "run") -> Finished:
         output = self.folder / name
         handlers = logging.getLogger().handlers[:]
-        target = [] if any(o.startswith("paths.output_dir=") for o in overrides) else [f"paths.output_dir={output}"]
+        places = {"paths.output_dir": output, "paths.cache_dir": self.folder / "cache"}
+        target = [f"{k}={path}" for k, path in places.items() if not any(o.startswith(f"{k}=") for o in overrides)]
         self.monkeypatch.setattr(sys, "argv", [f"src/{command}.py", *overrides, *target])
         code = 0
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.demo.generate import demo_data as draw_demo_data
 from tests.cli import Cli
 from tests.golden_reference import Golden
 
@@ -31,6 +32,20 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def golden_a(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """The golden file with the published levels."""
     return Golden("a", tmp_path_factory.mktemp("golden_a"))
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo data, drawn once a session (15 s): the tests that need all of a run use it as `paths.data_dir`."""
+    data_dir = tmp_path_factory.mktemp("data")
+    draw_demo_data(data_dir / "demo")
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def demo(demo_data: Path) -> list[str]:
+    """Overrides for a quiet run of a demo experiment on the CPU."""
+    return [f"paths.data_dir={demo_data}", "trainer=cpu", "~callbacks.progress", "+trainer.enable_progress_bar=false"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("src", "datamodules", "experiments")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-HEAVY = ("torch", "lightning", "torchmetrics", "open_clip", "albumentations")
+HEAVY = ("torch", "lightning", "torchmetrics", "open_clip", "albumentations", "wandb", "sklearn", "scipy", "matplotlib")
 
 
 def module_name(file: Path) -> str:
@@ -93,3 +93,27 @@ def test_the_way_to_help_imports_nothing_heavy() -> None:
     code = f"import sys, src, src.cli, datamodules; print(*(m for m in {HEAVY} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--help"], "test_data"),
+        (["+exp=sdp_visa", "--cfg", "job"], "smoothing_sigma"),
+        (["seeed=3"], "error: "),
+        (["+exp=sdp_mvtek"], "error: "),
+        (["seed=many"], "error: "),
+        (["+foo=3"], "error: unknown configuration key 'foo'"),
+    ],
+)
+def test_what_composing_can_answer_imports_nothing_heavy(arguments: list[str], answer: str, tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('heavy:', *(m for m in {HEAVY} if m in sys.modules), flush=True))\n"
+        f"sys.argv = ['src/train.py', 'paths.output_dir={tmp_path}/run', *{arguments}]\n"
+        "from src.train import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"

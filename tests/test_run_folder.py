@@ -68,10 +68,11 @@ def test_nothing_is_written_before_it_is_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_without_a_run_is_not_resumed(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_run_is_refused(tmp_path: Path) -> None:
     leave_unfinished(tmp_path)
     (tmp_path / "provenance.json").unlink()
-    assert RunFolder(tmp_path, config()).checkpoint_to_resume is None
+    with pytest.raises(UserError, match="unknown what run it belongs to"):
+        RunFolder(tmp_path, config())
 
 
 def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def fit_projections(method: SDPPlus, data: TestSet, epochs: int, rate: float, se
     for _ in range(epochs):
         for images, masks, _, names in data.pick(rng.permutation(len(data.labels)).tolist()).batches(8):
             optimizer.zero_grad()
-            method.loss(images, method.text(names), masks)["loss"].backward()
+            method.loss(method.features(images), method.text(names), masks)["loss"].backward()
             optimizer.step()
 
 

@@ -1,9 +1,11 @@
-"""What the demo backbone learns: which caption fits an image, and weakly where an image is anomalous.
+"""What the demo backbone learns: which caption fits an image, and which parts of an image show damage.
 
-B images, P patches, C classes, K sentences a side, D embedding, L levels.
+B images (N flawless, then their N damaged twins), P = g * g patches, C classes, K sentences a side, D embedding,
+L levels.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,31 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.dual_path import Level
-from src.models.projections import LevelProjections
-from src.models.surgery import surgery_similarity
 
-FEWEST_PATCHES = 16
+# Sides, in patches, of the parts that are asked whether they show damage.
+SIDES = (1, 2, 4)
+# The slope is fixed: a free one shrinks while evidence is weak, and with it all that the tower could learn from it.
+SLOPE = 10.0
+# So few damaged pixels that a label would be a guess: of a part of one patch, and of any larger one.
+FEW_IN_PATCH, FEW = 8, 20
 
 
 class Losses(NamedTuple):
-    """Scalars: captions; evidence from the summed map, each level and each read-out; agreement with close-ups."""
+    """Scalars: captions of whole images and close-ups; evidence of their parts; twins told apart."""
 
     captions: Tensor
-    summed: Tensor
-    levels: Tensor
-    readout: Tensor
-    agreement: Tensor
+    parts: Tensor
+    twins: Tensor
 
     def total(self) -> Tensor:
         """Their weighted sum."""
-        return 0.5 * self.captions + self.summed + 0.5 * self.levels + self.readout + 2 * self.agreement
+        return 0.5 * self.captions + 2 * self.parts + self.twins
 
 
 class Objective(nn.Module):
     """The losses and their few parameters, which are needed for training only.
 
-    Weak evidence: every patch has a logit for "this patch is anomalous"; their log-sum-exp is the image's, and is
-    compared with the image's label. Nothing says where in the image.
+    At every level each patch has a logit for "this patch is damaged": a linear read-out of its original token, of the
+    kind that SDP+ trains. The log-sum-exp of a part's logits, for which one strong patch suffices, says whether the
+    part shows damage; parts of several sizes cover the image. The second path, which makes SDP's maps,
+    is not trained: as in a large CLIP, it has what it has from the captions.
 
     Args:
         levels: L.
@@ -45,21 +50,11 @@ class Objective(nn.Module):
 
     def __init__(self, levels: int, width: int, embed_dim: int) -> None:
         super().__init__()
-        self.readout = LevelProjections(levels, width, embed_dim)
-        # What turns similarities into logits: the summed map's, each level's, each read-out's. Slopes are fixed: free
-        # ones shrink while the evidence is still weak, and with them everything that the towers could learn from it.
-        self.register_buffer("slope", torch.tensor([10.0] + [20.0] * levels + [10.0] * levels))
-        self.offset = nn.Parameter(torch.full((1 + 2 * levels,), -3.0))
+        self.readouts = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
+        self.parts = nn.ModuleList(PartEvidence(SIDES, SLOPE) for _ in range(levels))
 
     def forward(
-        self,
-        levels: list[Level],
-        sentences: Tensor,
-        scale: Tensor,
-        category: Tensor,
-        label: Tensor,
-        known: Tensor,
-        closeups: list[Level] | None = None,
+        self, levels: Sequence[Level], sentences: Tensor, scale: Tensor, category: Tensor, damage: Tensor
     ) -> Losses:
         """Losses of a batch.
 
@@ -68,49 +63,68 @@ class Objective(nn.Module):
             sentences: (2 C, K, D), unit length; the sides are normal and anomalous of class 0, of class 1, ...
             scale: CLIP's temperature, a scalar.
             category: (B,), class numbers.
-            label: (B,) of {0, 1}.
-            known: (B,) of {0, 1}: whether the label counts.
-            closeups: of the same images cut into n * n close-ups, (n * n * B, ...), all first close-ups first.
+            damage: (B, g, g), damaged pixels in each patch.
         """
         sides = F.normalize(sentences.mean(dim=1), dim=-1).view(-1, 2, sentences.shape[-1])  # (C, 2, D)
         text = sides[category].transpose(1, 2)  # (B, D, 2)
-        similarities = self._similarities(levels, text)
-        evidence = [self._evidence(number, one, label, known) for number, one in enumerate(similarities)]
-        cls_token = F.normalize(levels[-1].surgery[:, 0], dim=-1)  # (B, D)
-        captions = caption_loss(cls_token, sentences, scale, 2 * category + label.long(), known)
-        count = len(levels)
-        agreement = captions.new_zeros(()) if closeups is None else self._agreement(similarities, closeups, text)
-        per_level, per_readout = evidence[1 : 1 + count], evidence[1 + count :]
-        return Losses(captions, evidence[0], torch.stack(per_level).mean(), torch.stack(per_readout).mean(), agreement)
-
-    def _similarities(self, levels: list[Level], text: Tensor) -> list[Tensor]:
-        """How anomalous each patch is, (B, P): by the summed map, by each level's, by each level's read-out."""
-        surgery = [surgery_similarity(F.normalize(level.surgery, dim=-1), text)[:, 1:, 1] for level in levels]
         contrast = text[..., 1:] - text[..., :1]  # (B, D, 1)
-        readout = [(tokens @ contrast)[..., 0] for tokens in self.readout(levels)]
-        return [torch.stack(surgery).sum(dim=0), *surgery, *readout]
+        read = [readout(level.original[:, 1:]) for readout, level in zip(self.readouts, levels, strict=True)]
+        readouts = [(F.normalize(tokens, dim=-1) @ contrast)[..., 0] for tokens in read]  # (B, P)
+        cls_token = F.normalize(levels[-1].surgery[:, 0], dim=-1)  # (B, D)
+        pixels = damage.sum(dim=(1, 2))  # (B,)
+        side, known = 2 * category + (pixels > 0).long(), ((pixels == 0) | (pixels >= FEW)).float()
+        return Losses(
+            caption_loss(cls_token, sentences, scale, side, known),
+            torch.stack([part(one, damage) for part, one in zip(self.parts, readouts, strict=True)]).mean(),
+            torch.stack([twin_loss(SLOPE * readout, damage) for readout in readouts]).mean(),
+        )
 
-    def _agreement(self, similarities: list[Tensor], closeups: list[Level], text: Tensor) -> Tensor:
-        """Cross-entropy of what patches say in the whole image, and what they say when only a close-up is seen.
 
-        Attention lets a patch report a defect that lies elsewhere; in a close-up there is no elsewhere.
-        """
-        cuts = math.isqrt(len(closeups[0].original) // len(text))
-        with torch.no_grad():
-            told = self._similarities(closeups, text.repeat(cuts**2, 1, 1))
-        losses = []
-        for number, (whole, close) in enumerate(zip(similarities, told, strict=True)):
-            target = join_closeups(close, cuts)  # (B, P)
-            logits, wanted = (self.slope[number] * one + self.offset[number].detach() for one in (whole, target))
-            losses.append(F.binary_cross_entropy_with_logits(logits, wanted.sigmoid()))
-        return losses[0] + torch.stack(losses[1:]).mean()
+class PartEvidence(nn.Module):
+    """Binary cross-entropy of "this part shows damage", over all parts of some sizes.
 
-    def _evidence(self, number: int, similarity: Tensor, label: Tensor, known: Tensor) -> Tensor:
-        """Binary cross-entropy of an image's label, given its patches' similarities (B, P)."""
-        patches = self.slope[number] * similarity + self.offset[number]  # (B, P)
-        # A close-up of 16 patches and an image of 144 start from the same logit.
-        logits = patches.logsumexp(dim=1) - math.log(patches.shape[1] / FEWEST_PATCHES)  # (B,)
-        return F.binary_cross_entropy_with_logits(logits, label, weight=known)
+    Args:
+        sides: of the square parts, in patches; no larger than the smallest image.
+        slope: turns similarities into logits, together with a learned offset a size.
+    """
+
+    def __init__(self, sides: Sequence[int], slope: float) -> None:
+        super().__init__()
+        self.sides, self.slope = tuple(sides), slope
+        self.offset = nn.Parameter(torch.full((len(sides),), -3.0))
+
+    def forward(self, similarity: Tensor, damage: Tensor) -> Tensor:
+        """Mean over the sizes; similarity (B, P), damage (B, g, g) -> scalar."""
+        grid = damage.shape[-1]
+        logits = self.slope * similarity.view(-1, 1, grid, grid)  # (B, 1, g, g)
+        parts = zip(self.sides, self.offset, strict=True)
+        return torch.stack([_evidence(logits, damage[:, None], side, offset) for side, offset in parts]).mean()
+
+
+def _evidence(logits: Tensor, damage: Tensor, side: int, offset: Tensor) -> Tensor:
+    """Binary cross-entropy over parts of `side` x `side` patches, half overlapping; both inputs (B, 1, g, g)."""
+    stride, patches = max(1, side // 2), side * side
+    largest = logits.amax(dim=(1, 2, 3), keepdim=True).detach()
+    exponentials = F.avg_pool2d((logits - largest).exp(), side, stride)
+    pooled = exponentials.clamp_min(1e-20).log() + largest + math.log(patches)
+    pixels = F.avg_pool2d(damage, side, stride) * patches
+    known = ((pixels == 0) | (pixels >= min(FEW, FEW_IN_PATCH * patches))).float()
+    losses = F.binary_cross_entropy_with_logits(pooled + offset, (pixels > 0).float(), weight=known, reduction="sum")
+    return losses / known.sum().clamp_min(1)
+
+
+def twin_loss(logits: Tensor, damage: Tensor) -> Tensor:
+    """Logistic loss of the claim that a damaged patch is louder than the same patch of the flawless twin.
+
+    Twins share object, pose, light and noise, so this difference is the damage alone.
+
+    Args:
+        logits: (2 N, P), flawless first.
+        damage: (2 N, g, g).
+    """
+    flawless, damaged = logits.chunk(2)
+    touched = (damage.chunk(2)[1].flatten(1) >= FEW_IN_PATCH).float()  # (N, P)
+    return (F.softplus(flawless - damaged) * touched).sum() / touched.sum().clamp_min(1)
 
 
 def caption_loss(images: Tensor, sentences: Tensor, scale: Tensor, side: Tensor, known: Tensor) -> Tensor:
@@ -133,10 +147,3 @@ def caption_loss(images: Tensor, sentences: Tensor, scale: Tensor, side: Tensor,
     described = (right & (known[:, None] > 0)).any(dim=0)  # captions with an image in the batch
     to_image = (counting.logsumexp(dim=0) - wanted.logsumexp(dim=0))[described]
     return to_caption.sum() / known.sum() + 0.5 * to_image.mean()
-
-
-def join_closeups(values: Tensor, cuts: int) -> Tensor:
-    """Patch values of n * n close-ups (n * n * B, p * p) as those of whole images (B, n * p * n * p)."""
-    side = math.isqrt(values.shape[1])
-    grid = values.view(cuts, cuts, -1, side, side).permute(2, 0, 3, 1, 4)  # (B, n, p, n, p)
-    return grid.reshape(grid.shape[0], -1)

@@ -3,8 +3,6 @@
 N pairs, S side of the model's input in pixels.
 """
 
-import argparse
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +21,7 @@ CHUNK = 100
 class Pool(NamedTuple):
     """flawless, damaged: (N, S, S, 3) uint8. touched: (N, S, S) bool, where the two differ. category: (N,) int64.
 
-    `touched` serves one purpose: to say of a close-up whether it still shows the defect. Training sees that one bit.
+    `touched` says of a close-up, and of each part of it, whether it shows the defect.
     """
 
     flawless: NDArray[np.uint8]
@@ -60,7 +58,7 @@ def draw_pool(pairs: int, side: int, workers: int) -> Pool:
     return Pool(*(np.concatenate(part) for part in zip(*chunks, strict=True)))
 
 
-def load_pool(path: Path, pairs: int, side: int, workers: int) -> Pool:
+def load_pool(path: Path, pairs: int, side: int, workers: int = 2) -> Pool:
     """Read the pool from a folder of .npy files, or draw it and leave it there."""
     folder = path / f"pool_seed{TRAINING_SEED}_{pairs}x{len(DEFECTS)}_{side}px"
     files = [folder / f"{field}.npy" for field in Pool._fields]
@@ -72,14 +70,3 @@ def load_pool(path: Path, pairs: int, side: int, workers: int) -> Pool:
             np.save(unfinished / file.name, part)
         unfinished.rename(folder)
     return Pool(*(np.load(file) for file in files))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--path", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--side", type=int, default=96)
-    arguments = parser.parse_args()
-    started = time.time()
-    drawn = load_pool(arguments.path, arguments.pairs, arguments.side, workers=2)
-    print(f"{len(drawn.category)} pairs in {time.time() - started:.0f} s")

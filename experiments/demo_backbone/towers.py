@@ -72,16 +72,3 @@ def encode_sentences(clip: CLIP, ids: Tensor) -> Tensor:
     tokens = clip.transformer(tokens, attn_mask=clip.attn_mask[:length, :length])
     ends = clip.ln_final(tokens)[torch.arange(len(ids)), ids.argmax(dim=1)]  # (N, W)
     return F.normalize(ends @ clip.text_projection, dim=-1)
-
-
-@torch.no_grad()
-def closeup_levels(clip: CLIP, images: Tensor, corner: tuple[int, int], cuts: int) -> list[Level]:
-    """Levels of windows (B, 3, h, h) cut into `cuts` * `cuts` close-ups: (cuts * cuts * B, ...), row by row."""
-    side = images.shape[-1] // cuts
-    step = side // clip.visual.patch_size[0]
-    tokens = []
-    for y in range(cuts):
-        for x in range(cuts):
-            closeup = images[..., y * side : (y + 1) * side, x * side : (x + 1) * side]
-            tokens.append(embed_window(clip, closeup, (corner[0] + y * step, corner[1] + x * step)))
-    return dual_path_levels(clip, torch.cat(tokens))

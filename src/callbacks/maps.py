@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ class MapWriter(Callback):
 
     Args:
         folder: the run's folder.
+        images: category and path of every image that may come, in file order; all processes know all of them, so that
+            no two write to one name.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, images: Iterable[tuple[str, str]]) -> None:
         self.folder = folder / "maps"
-        self._written: set[Path] = set()
+        self._names = map_names(images)
 
     def on_test_batch_end(
         self,
@@ -43,12 +46,18 @@ class MapWriter(Callback):
         for category, image_path, anomaly_map in zip(batch["category"], batch["image_path"], maps, strict=True):
             content = io.BytesIO()
             np.save(content, anomaly_map)
-            write_bytes(self._target(category, Path(image_path)), content.getvalue())
+            write_bytes(self.folder / self._names[category, image_path], content.getvalue())
 
-    def _target(self, category: str, source: Path) -> Path:
-        """The file of an image's map. Two images of a deep folder may ask for one name: the second is spelt out."""
-        target = self.folder / category / source.parent.name / f"{source.stem}.npy"
-        if target in self._written:
-            target = self.folder / category / source.with_name(f"{source.name}.npy")
-        self._written.add(target)
-        return target
+
+def map_names(images: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
+    """The file below `maps/` of each (category, image path). Of two that ask for one name the second is spelt out."""
+    names: dict[tuple[str, str], Path] = {}
+    taken: set[Path] = set()
+    for category, image_path in images:
+        source = Path(image_path)
+        name = Path(category, source.parent.name, f"{source.stem}.npy")
+        if name in taken:
+            name = category / source.with_name(f"{source.name}.npy")
+        taken.add(name)
+        names[category, image_path] = name
+    return names

@@ -12,11 +12,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from src.distributed import gather_rows, is_first
 from src.files import write_text
 from src.metrics.functional.fusion import fuse_image_scores
 from src.models.method import Scores
 
 COLUMNS = ("image_path", "category", "label", "cls_score", "map_max", "image_score")
+
+
+Fusion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
@@ -37,10 +41,13 @@ class PredictionWriter(Callback):
 
     Args:
         folder: the run's folder.
+        is_part: whether this is a part of an evaluation, which has not all the images that the fusion needs: the last
+            column is left empty.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_part: bool = False) -> None:
         self.path = folder / "predictions.csv"
+        self.is_part = is_part
         self._rows: list[Prediction] = []
 
     def on_test_batch_end(
@@ -59,24 +66,45 @@ class PredictionWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        self._write(fuse_image_scores)
+        self._write(None if self.is_part else fuse_image_scores)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
         self._write(single_image_score)
 
-    def _write(self, fuse: Callable[[Tensor, Tensor], Tensor]) -> None:
-        image_scores = fuse_by_category(self._rows, fuse)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row, image_score in zip(self._rows, image_scores, strict=True):
-            label = "" if row.label is None else row.label
-            # repr gives back the very number, whether it is read as float32 or float64.
-            scores = (repr(row.cls_score), repr(row.map_max), repr(image_score))
-            writer.writerow((row.image_path, row.category, label, *scores))
-        write_text(self.path, text.getvalue())
-        self._rows = []
+    def _write(self, fuse: Fusion | None) -> None:
+        rows, self._rows = gather_rows(self._rows), []  # processes test consecutive parts: this is file order
+        if is_first():
+            write_predictions(self.path, rows, fuse)
+
+
+def write_predictions(path: Path, rows: list[Prediction], fuse: Fusion | None) -> None:
+    """Write the table; without a fusion the last column is empty."""
+    image_scores = fuse_by_category(rows, fuse) if fuse else [None] * len(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row, image_score in zip(rows, image_scores, strict=True):
+        label = "" if row.label is None else row.label
+        # repr gives back the very number, whether it is read as float32 or float64.
+        scores = (repr(row.cls_score), repr(row.map_max), "" if image_score is None else repr(image_score))
+        writer.writerow((row.image_path, row.category, label, *scores))
+    write_text(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a table again, without its last column."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [
+            Prediction(
+                row["image_path"],
+                row["category"],
+                int(row["label"]) if row["label"] else None,
+                float(row["cls_score"]),
+                float(row["map_max"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:
@@ -91,7 +119,7 @@ def single_image_score(cls_score: Tensor, map_max: Tensor) -> Tensor:
     return cls_score.double() + map_max.double()
 
 
-def fuse_by_category(rows: list[Prediction], fuse: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+def fuse_by_category(rows: list[Prediction], fuse: Fusion) -> list[float]:
     """Fuse the scores of each category's images, in the rows' order."""
     fused = [0.0] * len(rows)
     for category in dict.fromkeys(row.category for row in rows):

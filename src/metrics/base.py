@@ -4,22 +4,33 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
-from src.metrics.functional import ExactCurve, auroc, average_precision, component_weights, exact_curve, f1_max
-from src.metrics.functional.checks import as_scores, as_truth, check_shape
+from src.metrics.distributed import common_dtype, gathered, summed
+from src.metrics.functional import (
+    Curve,
+    anomalous_side,
+    auroc,
+    average_precision,
+    component_areas,
+    count_normals,
+    f1_max,
+)
+from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
 
 
 class CurveMetric(Metric):
-    """Collect (score, target) pairs split by class, ready for `exact_curve`.
+    """Collect (score, target) pairs split by class, ready for an exact curve.
 
     The states are lists on the CPU whatever the device of the inputs: an exact curve needs every score, a category's
-    maps would fill the accelerator beside the model, and sorting values alone is what a CPU does well. Under several
-    processes they would be gathered ("cat"), which torchmetrics does not survive where a process has no sample of a
-    category: the project refuses several processes for now.
+    maps would fill the accelerator beside the model, and sorting values alone is what a CPU does well.
+
+    Several processes exchange in `compute` what `curve` needs, never a map, so all of them have to call it, also one
+    without a sample. torchmetrics' own exchange is off: it gathers whole states, and aborts where one is empty. A
+    cached result is off too: a process without new samples would not join.
     """
 
     full_state_update = False
@@ -27,14 +38,14 @@ class CurveMetric(Metric):
     is_differentiable = False
 
     anomalous_scores: list[Tensor]
-    anomalous_weights: list[Tensor]
+    anomalous_areas: list[Tensor]
     normal_scores: list[Tensor]
+    with_regions = False
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("anomalous_scores", default=[], dist_reduce_fx="cat")
-        self.add_state("anomalous_weights", default=[], dist_reduce_fx="cat")
-        self.add_state("normal_scores", default=[], dist_reduce_fx="cat")
+        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+        for state in ("anomalous_scores", "anomalous_areas", "normal_scores"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, targets: Tensor) -> None:
         """Add samples.
@@ -47,18 +58,31 @@ class CurveMetric(Metric):
             ValueError: if a score is not finite, or shapes, dtypes or values don't fit.
         """
         check_shape(targets, "targets", scores, "scores")
-        scores, targets = as_scores(scores, "scores"), as_truth(targets, "targets")
-        self.anomalous_scores.append(scores[targets])
-        self.normal_scores.append(scores[~targets])
+        self._add(as_scores(scores, "scores"), as_truth(targets, "targets"))
 
-    def curve(self) -> ExactCurve:
-        """Return the exact curve of everything that was added; without weights it has no region overlap."""
-        weights = joined(self.anomalous_weights) if self.anomalous_weights else None
-        return exact_curve(joined(self.anomalous_scores), joined(self.normal_scores), weights)
+    def _add(self, scores: Tensor, truth: Tensor) -> None:
+        values, is_anomalous = scores.numpy(), truth.numpy()  # numpy's boolean indexing is 4 times as fast as torch's
+        self.anomalous_scores.append(torch.from_numpy(values[is_anomalous]))
+        self.normal_scores.append(torch.from_numpy(values[~is_anomalous]))
+
+    def curve(self) -> Curve:
+        """Return the exact curve of everything that was added, in whichever process.
+
+        The few anomalous scores are gathered; the normal ones stay where they are, and each process counts its own.
+        """
+        normals = joined(self.normal_scores)
+        self.normal_scores = [normals]  # lets go of the parts: 8 bytes a pixel at most
+        normals.numpy().sort()
+        areas = gathered(joined(self.anomalous_areas).int()) if self.with_regions else None
+        side = anomalous_side(gathered(common_dtype(joined(self.anomalous_scores))), areas)
+        above, at_or_above = count_normals(side.thresholds, normals)
+        return Curve(*side, summed(above), summed(at_or_above), int(summed(torch.tensor(len(normals)))))
 
 
 class RegionCurveMetric(CurveMetric):
-    """Collect maps and masks: beside the scores, each anomalous pixel's weight 1 / area of its component."""
+    """Collect maps and masks: beside the scores, the area of each anomalous pixel's component."""
+
+    with_regions = True
 
     def update(self, anomaly_map: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]) -> None:
         """Add images.
@@ -76,24 +100,27 @@ class RegionCurveMetric(CurveMetric):
             )
         maps, truths = _checked(as_scores, anomaly_map, "anomaly_map"), _checked(as_truth, mask, "mask")
         for scores, truth in zip(maps, truths, strict=True):
+            check_ndim(truth, "mask", 3 if isinstance(mask, Tensor) else 2)
             check_shape(truth, "mask", scores, "anomaly_map")
-            self.anomalous_weights.append(component_weights(truth).weights)  # each mask is labelled once, here
-            self.anomalous_scores.append(scores[truth])
-            self.normal_scores.append(scores[~truth])
+        for scores, truth in zip(maps, truths, strict=True):
+            self._add(scores, truth)
+            self.anomalous_areas.append(component_areas(truth).areas)  # each mask is labelled once, here
 
 
-def _checked(
-    check: Callable[[Tensor, str], Tensor], value: Tensor | Sequence[Tensor], name: str
-) -> Tensor | Sequence[Tensor]:
-    return check(value, name) if isinstance(value, Tensor) else [check(image, name) for image in value]
+def _checked(check: Callable[[Tensor, str], Tensor], value: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+    """A batch of images of one size stays in one piece."""
+    return [check(images, name) for images in ([value] if isinstance(value, Tensor) else value)]
 
 
 def joined(state: list[Tensor]) -> Tensor:
-    """Concatenate a list state; a state that never got anything is an empty float tensor."""
-    return dim_zero_cat(state) if len(state) else torch.empty(0)
+    """Concatenate a list state; a state that never got anything is an empty float tensor.
+
+    By numpy, which asks for large pages: fetching small ones would take longer than the copy itself.
+    """
+    return torch.from_numpy(np.concatenate([part.cpu().numpy() for part in state])) if state else torch.empty(0)
 
 
-def summarise(curve: ExactCurve, prefix: str) -> dict[str, float]:
+def summarise(curve: Curve, prefix: str) -> dict[str, float]:
     """Name AUROC, AP, F1-max and its threshold with a prefix; empty where a class is missing."""
     best = f1_max(curve)
     values = {

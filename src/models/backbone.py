@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from datamodules.errors import UserError, reason_of
 from src.models.architecture import Architecture, read_architecture
+from src.models.sentence_cache import SentenceCache
+from src.models.text_tower import encode_tokens
 from src.models.weights import Weights, locate_weights
-
-SENTENCES_PER_BATCH = 256
 
 
 class BackboneSource(NamedTuple):
@@ -39,6 +39,12 @@ class BackboneSource(NamedTuple):
     config: dict[str, Any]
     own_config: bool
     weights: Weights
+
+
+def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
+    """Everything but the sentences that an embedding depends on, to keep it under."""
+    parts = [open_clip.__version__, source.architecture.name, source.config, source.weights.quick_gelu, weights_sha256]
+    return json.dumps(parts, sort_keys=True)
 
 
 def find_backbone(
@@ -82,14 +88,18 @@ class Backbone(nn.Module):
 
     Args:
         source: what `find_backbone` found.
+        sentences: where embeddings of sentences are kept between runs; None keeps none.
+        compiled: whether those who run the image tower's blocks compile them (torch.compile).
 
     Raises:
         UserError: the weights file can't be read, or does not fit the architecture.
     """
 
-    def __init__(self, source: BackboneSource) -> None:
+    def __init__(self, source: BackboneSource, sentences: SentenceCache | None = None, compiled: bool = False) -> None:
         super().__init__()
         self.architecture = source.architecture
+        self.compiled = compiled
+        self._sentences = sentences
         name, weights = source.architecture.name, source.weights
         try:
             with _registered(name, source.config if source.own_config else None):
@@ -125,15 +135,33 @@ class Backbone(nn.Module):
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
         return projected
 
-    @torch.no_grad()
     def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
         """Unit-length embeddings of sentences, on the backbone's device: K strings -> (K, D) float32."""
+        return self.encode_lists([sentences])[0]
+
+    @torch.no_grad()
+    def encode_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Unit-length embeddings of lists of sentences: for each list of K strings (K, D) float32.
+
+        What is not on disk goes through the tower at once, in full precision whatever the run's: once for all runs.
+        """
         device = self.clip.logit_scale.device
-        embeddings = []
-        for start in range(0, len(sentences), SENTENCES_PER_BATCH):
-            tokens = self.tokenizer(list(sentences[start : start + SENTENCES_PER_BATCH])).to(device)
-            embeddings.append(self.clip.encode_text(tokens).float())
-        return F.normalize(torch.cat(embeddings), dim=-1)
+        found = [self._sentences.read(sentences) if self._sentences else None for sentences in lists]
+        missing = [sentences for sentences, known in zip(lists, found, strict=True) if known is None]
+        encoded = iter(self._encode(missing) if missing else ())
+        return [(next(encoded) if known is None else known).to(device) for known in found]
+
+    def _encode(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Encode lists of sentences, each distinct sentence once, and keep them."""
+        device = self.clip.logit_scale.device
+        tokens = self.tokenizer([sentence for sentences in lists for sentence in sentences]).to(device)
+        with torch.autocast(device.type, enabled=False):
+            embeddings = F.normalize(encode_tokens(self.clip, tokens).float(), dim=-1)
+        parts = list(torch.split(embeddings, [len(sentences) for sentences in lists]))
+        for sentences, part in zip(lists, parts, strict=True):
+            if self._sentences:
+                self._sentences.write(sentences, part)
+        return parts
 
 
 def _read_config(path: Path) -> dict[str, Any]:

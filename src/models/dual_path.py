@@ -1,20 +1,21 @@
 """The staged dual path: open_clip's image tower with a second, v-v attention path beside it (CLIP-AD, section 3.2).
 
-B images, P patches, W width, D embedding, H heads, E = W / H. Block numbers count from 1, as in `feature_layers`.
+B images, P patches, W width, D embedding. Block numbers count from 1, as in `feature_layers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datamodules.errors import UserError
 from src.models.architecture import STAGES, check_feature_layers
 from src.models.backbone import Backbone
+from src.models.dual_block import BlockPlan, run_block
 
 FeatureTap = Literal["reference", "block_output"]
 FEATURE_TAPS = ("reference", "block_output")
@@ -24,7 +25,8 @@ class Level(NamedTuple):
     """The tokens read at one level; CLS is token 0 of both.
 
     Attributes:
-        original: (B, 1+P, W), the tower's own path, without final norm and projection.
+        original: (B, 1+P, W), the tower's own path, without final norm and projection; (B, 1, W), CLS alone, where no
+            patch token is needed.
         surgery: (B, 1+P, D), the second path's patch tokens behind the original path's CLS, normed and projected.
     """
 
@@ -66,24 +68,38 @@ class DualPath(nn.Module):
     at a level are changed in place by the blocks that follow, so the original tokens hold the attention residual of
     block n+1 as well, and the second path holds its whole stage. The last block has nothing after it.
 
+    Nothing is computed that no level reads: the second path only up to a level of its stage, and of the last block only
+    what is read of it, which without original patch tokens is the CLS token's path.
+
     Args:
         backbone: the frozen CLIP.
         feature_layers: block numbers in rising order, 1 to depth.
         feature_tap: `reference` or `block_output`.
+        needs_original: whether the levels' original patch tokens are read; otherwise only their CLS token is there.
 
     Raises:
         UserError: a block number out of range, an unknown tap.
     """
 
-    def __init__(self, backbone: Backbone, feature_layers: Sequence[int], feature_tap: FeatureTap) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        feature_layers: Sequence[int],
+        feature_tap: FeatureTap,
+        needs_original: bool = True,
+    ) -> None:
         super().__init__()
         check_feature_layers(feature_layers, backbone.architecture)
         if feature_tap not in FEATURE_TAPS:
             raise UserError(f"model.feature_tap must be one of {', '.join(FEATURE_TAPS)}, but got '{feature_tap}'")
         self.backbone = backbone
+        self.needs_original = needs_original
         self.taps = [_tap(layer, backbone.architecture.depth, feature_tap) for layer in feature_layers]
-        self._wanted = {(t.original_point, t.original_block) for t in self.taps}
-        self._wanted |= {("surgery", t.surgery_block) for t in self.taps}
+        self._plans = _plan(self.taps, backbone.architecture.depth // STAGES, needs_original)
+        self._read = {(tap.original_point, tap.original_block) for tap in self.taps}
+        self._read |= {("second", tap.surgery_block) for tap in self.taps}
+        self._run = torch.compile(run_block) if backbone.compiled else run_block
+        self._rounded: dict[tuple[torch.device, torch.dtype], list[Any]] = {}
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Level]:
@@ -95,50 +111,52 @@ class DualPath(nn.Module):
         Returns:
             One `Level` a feature layer, in their order, in float32.
         """
-        stage_length = self.backbone.architecture.depth // STAGES
-        last_block = max(max(tap.original_block, tap.surgery_block) for tap in self.taps)
         kept: dict[tuple[str, int], Tensor] = {}
-        tokens = self.backbone.embed(images)  # (B, 1+P, W)
-        second = torch.zeros_like(tokens)
-        for number, block in enumerate(self.backbone.blocks[:last_block], start=1):
-            residual, value_residual = dual_attention(block, tokens)
-            starts_stage = (number - 1) % stage_length == 0
-            second = value_residual if starts_stage else second + value_residual
-            attended = tokens + residual
-            tokens = attended + block.ls_2(block.mlp(block.ln_2(attended)))
-            for point, value in (("attended", attended), ("output", tokens), ("surgery", second)):
-                if (point, number) in self._wanted:
-                    kept[point, number] = value
+        tokens, second = self.backbone.embed(images), None  # (B, 1+P, W)
+        blocks = self._blocks(images.device)
+        for number, plan in enumerate(self._plans, start=1):
+            state = self._run(blocks[number - 1], plan, tokens, None if plan.starts_stage else second)
+            kept |= {
+                (point, number): value for point, value in state._asdict().items() if (point, number) in self._read
+            }
+            tokens, second = state.output, state.second
         return [
-            self._level(kept[t.original_point, t.original_block], kept["surgery", t.surgery_block]) for t in self.taps
+            self._level(kept[tap.original_point, tap.original_block], kept["second", tap.surgery_block])
+            for tap in self.taps
         ]
+
+    def _blocks(self, device: torch.device) -> list[Any]:
+        """The tower's blocks; under autocast copies in its precision, which it would otherwise make in each forward."""
+        if not torch.is_autocast_enabled(device.type):
+            return self.backbone.blocks
+        precision = torch.get_autocast_dtype(device.type)
+        if (device, precision) not in self._rounded:
+            self._rounded[device, precision] = [deepcopy(block).to(precision) for block in self.backbone.blocks]
+        return self._rounded[device, precision]
 
     def _level(self, original: Tensor, second: Tensor) -> Level:
         """Give the second path the original path's CLS and bring it into the joint embedding."""
         surgery = torch.cat([original[:, :1], second[:, 1:]], dim=1)  # (B, 1+P, W)
+        original = original if self.needs_original else original[:, :1]
         return Level(original.float(), self.backbone.project(surgery).float())
 
 
-def dual_attention(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's attention residual, and the one of its values attending to themselves, through the same projections.
-
-    Args:
-        block: one of open_clip's residual attention blocks.
-        tokens: (B, 1+P, W), the original path before the block.
-
-    Returns:
-        The two residuals, each (B, 1+P, W).
-    """
-    attention = block.attn
-    batch, length, width = tokens.shape
-    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    heads = projected.view(batch, length, 3, attention.num_heads, -1)  # (B, 1+P, 3, H, E)
-    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, 1+P, E)
-
-    def residual(q: Tensor, k: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(q, k, value)  # (B, H, 1+P, E)
-        merged = mixed.transpose(1, 2).reshape(batch, length, width)
-        out: Tensor = block.ls_1(attention.out_proj(merged))
-        return out
-
-    return residual(query, key), residual(value, value)
+def _plan(taps: Sequence[Tap], stage_length: int, needs_original: bool) -> list[BlockPlan]:
+    """What to compute in each block, up to the last that is read."""
+    last = max(max(tap.original_block, tap.surgery_block) for tap in taps)
+    plans = []
+    for number in range(1, last + 1):
+        stage = (number - 1) // stage_length
+        stage_is_read_later = any(
+            (tap.surgery_block - 1) // stage_length == stage and tap.surgery_block >= number for tap in taps
+        )
+        reads_output = any(tap.original_point == "output" and tap.original_block == number for tap in taps)
+        plans.append(
+            BlockPlan(
+                starts_stage=(number - 1) % stage_length == 0,
+                second=stage_is_read_later,
+                only_cls=number == last and not needs_original,
+                mlp=number < last or reads_output,
+            )
+        )
+    return plans

@@ -28,6 +28,23 @@ class Scores(NamedTuple):
     map_max: Tensor
 
 
+Features = Mapping[str, Tensor]
+
+
+class Frozen(NamedTuple):
+    """What of a method's features no training changes, so that they may be kept on disk between epochs and runs.
+
+    Attributes:
+        settings: what decides them beside the backbone and the images; plain values, as JSON has them.
+        for_scores: the names of the features that scoring reads.
+        for_loss: the names of those that the loss reads.
+    """
+
+    settings: Mapping[str, Any]
+    for_scores: Sequence[str]
+    for_loss: Sequence[str] = ()
+
+
 class TextFeatures(nn.Module, ABC):
     """Turns class names into text features; it may have parameters of its own, such as learned prompts."""
 
@@ -46,29 +63,43 @@ class TextFeatures(nn.Module, ABC):
 
 
 class Method(nn.Module, ABC):
-    """A zero-shot anomaly detection method: text features and an image in, scores out.
+    """A zero-shot anomaly detection method: text features and an image in, scores out, in two steps.
+
+    `features` is what an image gives, each of them (B, ...); `score` and `loss` take it from there. A method whose
+    features no training changes says so by `frozen`, and they are computed once instead of in every epoch.
 
     Attributes:
         name: short name for files, such as `sdp_plus`.
         text: what turns class names into text features.
+        frozen: what the features depend on; None if training changes them. A subclass with other features has to
+            say anew what they depend on.
     """
 
     name: str
     text: TextFeatures
+    frozen: Frozen | None = None
+
+    def features(self, images: Tensor) -> Features:
+        """Features of images (B, 3, H, W), by name. A method that has none of its own gets the images as `image`."""
+        return {"image": images}
 
     @abstractmethod
-    def forward(self, images: Tensor, text: Tensor) -> Scores:
-        """Score images (B, 3, H, W), given their text features (B, D, 2)."""
+    def score(self, features: Features, text: Tensor) -> Scores:
+        """Score images by their features, given their text features (B, D, 2)."""
 
-    def loss(self, images: Tensor, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Features, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The training loss as `loss`, and its parts by name, all scalars; only for methods that train.
 
         Args:
-            images: (B, 3, H, W).
+            features: of B images.
             text: (B, D, 2).
             masks: (B, H, W) of {0, 1}.
         """
         raise UserError(f"model {self.name} has nothing to train")
+
+    def forward(self, images: Tensor, text: Tensor) -> Scores:
+        """Score images (B, 3, H, W), given their text features (B, D, 2)."""
+        return self.score(self.features(images), text)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: neither the frozen CLIP nor anything that can be computed again."""

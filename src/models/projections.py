@@ -1,16 +1,11 @@
 """The trainable part of SDP+: one linear projection a level.
 
-B images, P patches, W width, D embedding.
+B images, L levels, P patches, W width, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from src.models.dual_path import Level
 
 
 class LevelProjections(nn.Module):
@@ -28,6 +23,6 @@ class LevelProjections(nn.Module):
         super().__init__()
         self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
 
-    def forward(self, levels: Sequence[Level]) -> list[Tensor]:
-        """Unit-length patch tokens of each level: (B, P, D)."""
-        return [F.normalize(fc(level.original[:, 1:]), dim=-1) for fc, level in zip(self.fc, levels, strict=True)]
+    def forward(self, original: Tensor) -> list[Tensor]:
+        """Project patch tokens (B, L, P, W), each level by its own: L tensors (B, P, D), of any length."""
+        return [fc(tokens) for fc, tokens in zip(self.fc, original.unbind(1), strict=True)]

@@ -1,6 +1,6 @@
 """SDP: frozen CLIP, staged dual path, feature surgery. Nothing is trained.
 
-B images, P patches, D embedding, H x W pixels.
+B images, L levels, P patches, D embedding, H x W pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datamodules.errors import UserError
 from src.models.backbone import Backbone
 from src.models.dual_path import DualPath, FeatureTap, Level
 from src.models.maps import gaussian_blur, to_grid
-from src.models.method import Method, Scores
+from src.models.method import Features, Frozen, Method, Scores
 from src.models.prompts import Prompts
 from src.models.surgery import surgery_similarity
 from src.models.text import PromptEnsemble
@@ -40,6 +40,7 @@ class SDP(Method):
     """
 
     name = "sdp"
+    reads_original = False  # the levels' original patch tokens; SDP has no use for them
 
     def __init__(
         self,
@@ -54,35 +55,46 @@ class SDP(Method):
         if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
             raise UserError(f"model.smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
         self.text = PromptEnsemble(backbone, prompts, representative)
-        self.dual_path = DualPath(backbone, feature_layers, feature_tap)
+        self.dual_path = DualPath(backbone, feature_layers, feature_tap, needs_original=self.reads_original)
         self.image_size = backbone.architecture.image_size
         self.smoothing_sigma = smoothing_sigma
+        settings = {"feature_layers": list(feature_layers), "feature_tap": feature_tap}
+        self.frozen = Frozen(settings, for_scores=["surgery"])
 
-    def forward(self, images: Tensor, text: Tensor) -> Scores:
-        """Score images (B, 3, H, W), given their text features (B, D, 2)."""
-        levels = self.dual_path(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._score(self.surgery_map(levels, text), levels, text)
+    def features(self, images: Tensor) -> Features:
+        """The levels' `surgery` tokens of images (B, 3, H, W): (B, L, 1+P, D), CLS first."""
+        return {"surgery": stack_surgery(self.dual_path(images))}
 
-    def surgery_map(self, levels: Sequence[Level], text: Tensor) -> Tensor:
+    def score(self, features: Features, text: Tensor) -> Scores:
+        """Score images by their `surgery` tokens (B, L, 1+P, D), given their text features (B, D, 2)."""
+        surgery = features["surgery"]
+        with torch.autocast(surgery.device.type, enabled=False):
+            return self._score(self.surgery_map(surgery, text), surgery, text)
+
+    def surgery_map(self, surgery: Tensor, text: Tensor) -> Tensor:
         """The levels' anomalous similarities, summed and brought to the image's size, not smoothed: (B, H, W)."""
-        similarity = sum_similarities(levels, text)[:, 1:, 1:]  # (B, P, 1)
+        similarity = sum_similarities(surgery, text)[:, 1:, 1:]  # (B, P, 1)
         size = (self.image_size, self.image_size)
         return F.interpolate(to_grid(similarity), size=size, mode="bilinear", align_corners=False)[:, 0]
 
-    def _score(self, raw_map: Tensor, levels: Sequence[Level], text: Tensor) -> Scores:
+    def _score(self, raw_map: Tensor, surgery: Tensor, text: Tensor) -> Scores:
         """Smooth a map and put the image-level terms beside it."""
         anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
-        return Scores(anomaly_map, cls_probability(levels[-1], text), anomaly_map.amax(dim=(1, 2)))
+        return Scores(anomaly_map, cls_probability(surgery[:, -1], text), anomaly_map.amax(dim=(1, 2)))
 
 
-def sum_similarities(levels: Sequence[Level], text: Tensor) -> Tensor:
-    """Feature surgery at each level, summed over the levels: (B, 1+P, 2)."""
-    similarities = [surgery_similarity(F.normalize(level.surgery, dim=-1), text) for level in levels]
+def sum_similarities(surgery: Tensor, text: Tensor) -> Tensor:
+    """Feature surgery at each level, summed over the levels: (B, L, 1+P, D) -> (B, 1+P, 2)."""
+    similarities = [surgery_similarity(F.normalize(tokens, dim=-1), text) for tokens in surgery.unbind(1)]
     return torch.stack(similarities).sum(dim=0)
 
 
-def cls_probability(level: Level, text: Tensor) -> Tensor:
-    """Probability of the anomalous class from a level's CLS token, at CLIP's temperature: (B,)."""
-    cls_token = F.normalize(level.surgery[:, :1], dim=-1)  # (B, 1, D)
+def cls_probability(tokens: Tensor, text: Tensor) -> Tensor:
+    """Probability of the anomalous class from CLS, at CLIP's temperature: surgery tokens (B, 1+P, D) -> (B,)."""
+    cls_token = F.normalize(tokens[:, :1], dim=-1)  # (B, 1, D)
     return F.softmax(CLIP_TEMPERATURE * cls_token @ text, dim=-1)[:, 0, 1]
+
+
+def stack_surgery(levels: Sequence[Level]) -> Tensor:
+    """The levels' surgery tokens as one tensor: (B, L, 1+P, D)."""
+    return torch.stack([level.surgery for level in levels], dim=1)

@@ -1,24 +1,26 @@
 """SDP+: SDP plus a trained linear projection at each level.
 
-B images, P patches, D embedding, H x W pixels.
+B images, L levels, P = g * g patches, W width, D embedding, H x W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from src.models.backbone import Backbone
-from src.models.dual_path import FeatureTap, Level
-from src.models.losses import check_loss_weights, dice_loss, focal_loss
+from src.models.dual_path import FeatureTap
+from src.models.losses import check_loss_weights, segmentation_loss
 from src.models.maps import to_grid
-from src.models.method import Scores
+from src.models.method import Features, Scores
 from src.models.projections import LevelProjections
 from src.models.prompts import Prompts
-from src.models.sdp import CLIP_TEMPERATURE, SDP
+from src.models.sdp import CLIP_TEMPERATURE, SDP, stack_surgery
+
+_SHORTEST = 1e-12  # a token's length is not taken as less, as in torch's normalize
 
 
 class SDPPlus(SDP):
@@ -42,6 +44,7 @@ class SDPPlus(SDP):
     """
 
     name = "sdp_plus"
+    reads_original = True
 
     def __init__(
         self,
@@ -59,33 +62,56 @@ class SDPPlus(SDP):
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
         architecture = backbone.architecture
         self.projections = LevelProjections(len(feature_layers), architecture.width, architecture.embed_dim)
+        assert self.frozen is not None
+        self.frozen = self.frozen._replace(for_scores=["original", "surgery"], for_loss=["original"])
 
-    def forward(self, images: Tensor, text: Tensor) -> Scores:
-        """Score images (B, 3, H, W), given their text features (B, D, 2)."""
+    def features(self, images: Tensor) -> Features:
+        """The levels' `original` patch tokens (B, L, P, W) and `surgery` tokens (B, L, 1+P, D) of (B, 3, H, W)."""
         levels = self.dual_path(images)
-        with torch.autocast(images.device.type, enabled=False):
-            tuned = torch.stack([p[:, 1] for p in self.tuned_probabilities(levels, text)]).sum(dim=0)  # (B, H, W)
-            return self._score(self.surgery_map(levels, text) + tuned, levels, text)
+        original = torch.stack([level.original[:, 1:] for level in levels], dim=1)  # (B, L, P, W)
+        return {"original": original, "surgery": stack_surgery(levels)}
 
-    def tuned_probabilities(self, levels: Sequence[Level], text: Tensor) -> list[Tensor]:
-        """Each level's class probabilities at the image's size: (B, 2, H, W).
+    def score(self, features: Features, text: Tensor) -> Scores:
+        """Score images by both kinds of tokens, given their text features (B, D, 2)."""
+        original, surgery = features["original"], features["surgery"]
+        with torch.autocast(original.device.type, enabled=False):
+            tuned = self.margins(original, text).sigmoid_().sum(dim=1)  # (B, H, W)
+            return self._score(self.surgery_map(surgery, text) + tuned, surgery, text)
 
-        The logits are brought to the image's size with their corners aligned, before the softmax.
-        """
-        size = (self.image_size, self.image_size)
-        probabilities = []
-        for tokens in self.projections(levels):
-            logits = to_grid(CLIP_TEMPERATURE * tokens @ text)  # (B, 2, g, g)
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)  # (B, 2, H, W)
-            probabilities.append(F.softmax(logits, dim=1))
-        return probabilities
-
-    def loss(self, images: Tensor, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Features, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
-        levels = self.dual_path(images)
-        with torch.autocast(images.device.type, enabled=False):
-            probabilities = self.tuned_probabilities(levels, text)
-            focal = torch.stack([focal_loss(p, masks) for p in probabilities]).sum()
-            dice = torch.stack([dice_loss(p[:, 1], masks) for p in probabilities]).sum()
-        loss = self.focal_weight * focal + self.dice_weight * dice
-        return {"loss": loss, "focal": focal.detach(), "dice": dice.detach()}
+        original = features["original"]
+        with torch.autocast(original.device.type, enabled=False):
+            margins = self.margins(original, text)
+            return segmentation_loss(margins, masks, self.focal_weight, self.dice_weight)._asdict()
+
+    def margins(self, original: Tensor, text: Tensor) -> Tensor:
+        """Each level's anomalous logit less its normal one, at the image's size: (B, L, H, W).
+
+        The reference brings two logits to the image's size, with their corners aligned, and takes their softmax. Of
+        two classes that is the sigmoid of the difference, and interpolation is linear: one value a pixel is enough.
+
+        Args:
+            original: patch tokens (B, L, P, W).
+            text: (B, D, 2).
+        """
+        direction = CLIP_TEMPERATURE * (text[..., 1:] - text[..., :1])  # (B, D, 1)
+        margins = [
+            tokens @ direction / tokens.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST)
+            for tokens in self.projections(original)
+        ]  # L of (B, P, 1)
+        grids = to_grid(torch.cat(margins, dim=-1))  # (B, L, g, g)
+        upsample = _aligned_upsampling(grids.shape[-1], self.image_size).to(grids)  # (H, g)
+        return upsample @ grids @ upsample.T
+
+
+@lru_cache(maxsize=8)
+def _aligned_upsampling(source: int, target: int) -> Tensor:
+    """Linear interpolation with aligned corners as a matrix (target, source): out = matrix @ signal.
+
+    As matrix products it is faster than torch's, and its gradient does not depend on the order of threads on a GPU.
+    """
+    with torch.inference_mode(False):  # what is kept has to serve training too
+        positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
+        distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
+        return (1 - distances).clamp_min(0)

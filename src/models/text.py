@@ -43,16 +43,14 @@ class PromptEnsemble(TextFeatures):
 
     def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
         """Embed the classes of one data set; what was prepared before is dropped."""
-        self._matrices = {name: self._embed_class(name, dbscan) for name in class_names}
+        sides = [side for name in class_names for side in self.prompts.sentences(name)]
+        embeddings = self.backbone.encode_lists(sides)
+        vectors = [representative_vector(side, self.representative, dbscan) for side in embeddings]
+        self._matrices = {
+            name: torch.stack([normal, anomalous], dim=1)  # (D, 2)
+            for name, normal, anomalous in zip(class_names, vectors[::2], vectors[1::2], strict=True)
+        }
 
     def forward(self, class_names: Sequence[str]) -> Tensor:
         """Matrices of a batch's classes: B names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""
         return torch.stack([self._matrices[name] for name in class_names])
-
-    def _embed_class(self, class_name: str, dbscan: Mapping[str, Any]) -> Tensor:
-        """The matrix (D, 2) of one class."""
-        columns = [
-            representative_vector(self.backbone.encode_sentences(side), self.representative, dbscan)
-            for side in self.prompts.sentences(class_name)
-        ]
-        return torch.stack(columns, dim=1)  # (D, 2)

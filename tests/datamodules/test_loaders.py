@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.base import AnomalyDataModule
-from datamodules.dataset import EpochSampler
 from datamodules.errors import UserError
 from datamodules.folder import Folder
 from datamodules.mvtec import MVTec
+from datamodules.samplers import SharedBatchSampler
 from datamodules.visa import VisA
 from tests.datamodules.helpers import SIZE, save_image, save_mask
 
@@ -92,10 +92,10 @@ def test_only_training_is_augmented_and_shuffled(mvtec_root: Path) -> None:
         for ours, theirs in zip(getattr(data, name)(), getattr(plain, name)(), strict=True):
             assert torch.equal(ours["image"], theirs["image"])
     loader = data.train_dataloader()
-    assert isinstance(loader.sampler, EpochSampler)
+    assert isinstance(loader.batch_sampler, SharedBatchSampler)
     orders = set()
     for epoch in range(8):
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         orders.add(tuple(path for batch in loader for path in batch["image_path"]))
     assert len(orders) > 1
     assert len({frozenset(order) for order in orders}) == 1
@@ -121,10 +121,10 @@ def epochs(root: Path, count: int, **options: Any) -> list[dict[str, Tensor]]:
     """Image path -> augmented image, for each epoch of a run of its own."""
     seed_everything(7, workers=True)
     loader = mvtec(root, transforms="augment", batch_size=2, **options).train_dataloader()
-    assert isinstance(loader.sampler, EpochSampler)
+    assert isinstance(loader.batch_sampler, SharedBatchSampler)
     seen = []
     for epoch in range(count):
-        loader.sampler.set_epoch(epoch)  # as Lightning does
+        loader.batch_sampler.sampler.set_epoch(epoch)  # as Lightning does
         images = {p: image for batch in loader for p, image in zip(batch["image_path"], batch["image"], strict=True)}
         seen.append(images)
     return seen

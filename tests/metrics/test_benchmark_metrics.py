@@ -175,3 +175,22 @@ def test_bad_input_is_refused():
         metrics.update(**{**batch, "cls_score": batch["cls_score"] / 0})
     with pytest.raises(ValueError, match="`categories` to name each once"):
         BenchmarkMetrics(["screw", "screw"])
+
+
+def test_a_category_is_computed_and_forgotten_with_its_last_image():
+    batch = draw()
+    expected = evaluate(batch)
+    metrics = BenchmarkMetrics(CATEGORIES, num_images={"screw": 8, "bottle": 8, "type.a": 9, "keys": 3})
+    for i, name in enumerate(["screw", "bottle", "type.a"]):
+        rows = [row for row, other in enumerate(batch["category"]) if other == name]
+        metrics.update(**rows_of(batch, rows[:5]))
+        assert metrics.pixel_metrics[i].normal_scores
+        metrics.update(**rows_of(batch, rows[5:]))
+        assert bool(metrics.pixel_metrics[i].normal_scores) == (name == "type.a")  # one of its images is still to come
+    assert metrics.compute() == metrics.compute() == expected
+    with pytest.raises(ValueError, match=r"`category` to have images left to come, but got \['bottle', 'screw'\]"):
+        metrics.update(**batch)
+    metrics.reset()
+    assert metrics.compute() == {"mean": {}, "categories": {}}
+    metrics.update(**batch)
+    assert metrics.compute() == expected

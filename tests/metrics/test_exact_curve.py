@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from src.metrics import AUROC, AveragePrecision, F1Max
-from src.metrics.functional import auroc, average_precision, count_normals, exact_curve, f1_max
+from src.metrics.functional import ascending, auroc, average_precision, count_normals, exact_curve, f1_max
 
 
 def draw(seed: int, levels: int | None, n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +124,7 @@ def test_normal_counts_add_up_over_a_partition():
     # What lets processes exchange thresholds and counts instead of maps.
     score, target = draw(3, levels=30)
     curve, normal = curve_of(score, target), score[~target]
-    parts = [count_normals(curve.thresholds, part) for part in (normal[:7], normal[7:7], normal[7:])]
+    parts = [count_normals(curve.thresholds, ascending(part)) for part in (normal[:7], normal[7:7], normal[7:])]
     assert torch.equal(sum(above for above, _ in parts), curve.normals_above)
     assert torch.equal(sum(at for _, at in parts), curve.normals_at_or_above)
 
@@ -161,7 +161,7 @@ def test_wrong_input_is_refused():
         exact_curve(torch.tensor([1, 2]), torch.rand(2))
     with pytest.raises(ValueError, match=r"`normal_scores` to have 1 dimension\(s\), but got shape \(2, 2\)"):
         exact_curve(torch.rand(2), torch.rand(2, 2))
-    with pytest.raises(ValueError, match=r"`weights` to have the shape of `anomalous_scores`, \(2,\), but got \(3,\)"):
+    with pytest.raises(ValueError, match=r"`areas` to have the shape of `anomalous_scores`, \(2,\), but got \(3,\)"):
         exact_curve(torch.rand(2), torch.rand(2), torch.rand(3))
 
 

@@ -1,4 +1,4 @@
-"""AUPRO against brute force and by hand; component weights; PixelMetrics."""
+"""AUPRO against brute force and by hand; component areas; PixelMetrics."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from src.metrics import AUPRO, PixelMetrics
-from src.metrics.functional import aupro, component_weights, exact_curve
+from src.metrics.functional import aupro, component_areas, exact_curve
 
 KEYS = {"pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_F1Max_threshold", "pixel_AUPRO"}
 
@@ -69,27 +69,36 @@ def test_regions_weigh_the_same_whatever_their_area():
 
 def test_pixels_that_touch_at_a_corner_are_one_region():
     mask = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1]])
-    weights, num_components = component_weights(mask)
+    areas, num_components = component_areas(mask)
     assert num_components == 2
-    assert weights.tolist() == [0.5] * 4
+    assert areas.tolist() == [2] * 4
     mask = torch.tensor([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
-    weights, num_components = component_weights(mask)
+    areas, num_components = component_areas(mask)
     assert num_components == 2
-    assert weights.tolist() == [0.25] * 4 + [1.0]
+    assert areas.tolist() == [4] * 4 + [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
-def test_component_weights_dtypes_and_total(dtype):
+def test_component_areas_dtypes_and_total(dtype):
     mask = draw(5, None)[1][1].to(dtype)
-    weights, num_components = component_weights(mask)
-    assert weights.shape == (int(mask.sum()),)
-    assert weights.dtype == torch.float64
-    assert float(weights.sum()) == pytest.approx(num_components, abs=1e-12)
+    areas, num_components = component_areas(mask)
+    assert areas.shape == (int(mask.sum()),)
+    assert areas.dtype == torch.int32
+    assert float((1 / areas.double()).sum()) == pytest.approx(num_components, abs=1e-12)
 
 
-def test_a_mask_without_anomalies_has_no_weights():
-    assert component_weights(torch.zeros(3, 4)).weights.shape == (0,)
-    assert component_weights(torch.zeros(3, 4)).num_components == 0
+def test_images_of_a_batch_are_labelled_apart():
+    # Stacked as a volume the two would touch; the empty one between them belongs to neither.
+    masks = torch.zeros(3, 3, 3)
+    masks[0, 1, :2] = masks[2, 1, 1] = 1
+    areas, num_components = component_areas(masks)
+    assert (areas.tolist(), num_components) == ([2, 2, 1], 2)
+    assert component_areas(masks[[0, 2]]).areas.tolist() == [2, 2, 1]
+
+
+def test_a_mask_without_anomalies_has_no_areas():
+    assert component_areas(torch.zeros(3, 4)).areas.shape == (0,)
+    assert component_areas(torch.zeros(3, 4)).num_components == 0
 
 
 def test_the_same_pixels_as_scikit_learn():
@@ -184,19 +193,21 @@ def test_bad_input_is_refused():
         metric.update(torch.where(masks == 1, torch.nan, maps), masks)
     with pytest.raises(ValueError, match="Expected argument `mask` to hold only 0 and 1"):
         metric.update(maps, masks * 255)
-    with pytest.raises(ValueError, match=r"`mask` to have the shape of `anomaly_map`, \(16, 16\), but got \(16, 15\)"):
+    with pytest.raises(
+        ValueError, match=r"`mask` to have the shape of `anomaly_map`, \(4, 16, 16\), but got \(4, 16, 15\)"
+    ):
         metric.update(maps, masks[:, :, :-1])
     with pytest.raises(ValueError, match="one mask per map, 4, but got 3"):
         metric.update(maps, masks[1:])
-    with pytest.raises(ValueError, match=r"`mask` to have 2 dimension\(s\), but got shape \(1, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"`mask` to have 3 dimension\(s\), but got shape \(4, 1, 16, 16\)"):
         metric.update(maps[:, None], masks[:, None])
     with pytest.raises(ValueError, match=r"`anomaly_map` to be a floating point tensor, but got torch\.int64"):
         metric.update(masks, masks)
     assert metric.anomalous_scores == []
 
 
-def test_aupro_needs_weights_and_a_sensible_limit():
-    with pytest.raises(ValueError, match="`curve` to be made with `weights`"):
+def test_aupro_needs_areas_and_a_sensible_limit():
+    with pytest.raises(ValueError, match="`curve` to be made with `areas`"):
         aupro(exact_curve(torch.rand(3), torch.rand(3)))
     for limit in (0.0, 1.5, -0.3):
         with pytest.raises(ValueError, match=r"`max_fpr` to be in \(0, 1\], but got"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from src.models import backbone as backbone_file
+from src.models import text_tower
 from src.models.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
 from tests.models.helpers import build_backbone, random_images, tiny_config, write_architecture
@@ -262,7 +262,7 @@ def test_a_sentence_does_not_depend_on_its_batch(tiny: Backbone, monkeypatch: py
     sentences = [f"a photo of a {number}." for number in range(7)] + SENTENCES
     at_once = tiny.encode_sentences(sentences)
     alone = torch.cat([tiny.encode_sentences([sentence]) for sentence in sentences])
-    monkeypatch.setattr(backbone_file, "SENTENCES_PER_BATCH", 3)
+    monkeypatch.setattr(text_tower, "SENTENCES_PER_BATCH", 3)
     in_batches = tiny.encode_sentences(sentences)
     torch.testing.assert_close(at_once, alone, rtol=0, atol=2e-6)
     torch.testing.assert_close(at_once, in_batches, rtol=0, atol=2e-6)

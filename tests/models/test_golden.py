@@ -8,7 +8,7 @@ import torch
 from src.models.dual_path import DualPath
 from src.models.maps import gaussian_blur
 from src.models.representative import representative_vector
-from src.models.sdp import SDP, cls_probability, sum_similarities
+from src.models.sdp import SDP, cls_probability, stack_surgery, sum_similarities
 from src.models.sdp_plus import SDPPlus
 from tests.golden_reference import Golden, paper_prompts
 
@@ -70,10 +70,10 @@ def test_text_module_looks_up_per_image(golden: Golden) -> None:
 
 def test_sdp(golden: Golden) -> None:
     model = build(SDP, golden)
-    levels = model.dual_path(golden.images)
-    torch.testing.assert_close(sum_similarities(levels, golden.text), golden["similarity"], **TOLERANCE)
-    torch.testing.assert_close(model.surgery_map(levels, golden.text), golden["map_raw"], **TOLERANCE)
-    torch.testing.assert_close(cls_probability(levels[-1], golden.text), golden["prob"], **TOLERANCE)
+    surgery = stack_surgery(model.dual_path(golden.images))
+    torch.testing.assert_close(sum_similarities(surgery, golden.text), golden["similarity"], **TOLERANCE)
+    torch.testing.assert_close(model.surgery_map(surgery, golden.text), golden["map_raw"], **TOLERANCE)
+    torch.testing.assert_close(cls_probability(surgery[:, -1], golden.text), golden["prob"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("sigma", [2, 8])
@@ -86,9 +86,8 @@ def test_sdp_scores(golden: Golden, sigma: int) -> None:
 
 def test_tuned_maps(golden: Golden) -> None:
     model = build_sdp_plus(golden, sigma=8)
-    levels = model.dual_path(golden.images)
-    probabilities = model.tuned_probabilities(levels, golden.text)
-    torch.testing.assert_close(sum(p[:, 1] for p in probabilities), golden["map_linear"], **TOLERANCE)
+    margins = model.margins(model.features(golden.images)["original"], golden.text)
+    torch.testing.assert_close(margins.sigmoid().sum(dim=1), golden["map_linear"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("sigma", [2, 8])
@@ -99,7 +98,8 @@ def test_sdp_plus_scores(golden: Golden, sigma: int) -> None:
 
 
 def test_training_loss(golden: Golden) -> None:
-    loss = build_sdp_plus(golden, sigma=8).loss(golden.images, golden.text, golden["loss/mask"])
+    model = build_sdp_plus(golden, sigma=8)
+    loss = model.loss(model.features(golden.images), golden.text, golden["loss/mask"])
     torch.testing.assert_close(loss["loss"].detach(), golden["loss/value"], **TOLERANCE)
     torch.testing.assert_close(loss["focal"] + loss["dice"], loss["loss"].detach())
 

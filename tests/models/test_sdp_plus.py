@@ -47,7 +47,7 @@ def test_a_training_step_changes_the_projections_and_nothing_else(tiny: Backbone
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = model.loss(random_images(4), random_text(4), masks())["loss"]
+        loss = model.loss(model.features(random_images(4)), random_text(4), masks())["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -57,13 +57,12 @@ def test_a_training_step_changes_the_projections_and_nothing_else(tiny: Backbone
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_projected_tokens_are_linear_without_cls_and_of_unit_length(tiny: Backbone) -> None:
-    model = build(SDPPlus, tiny)
+def test_projected_tokens_are_linear_and_without_cls(tiny: Backbone) -> None:
+    model, images = build(SDPPlus, tiny), random_images(2)
     assert isinstance(model, SDPPlus)
-    levels = model.dual_path(random_images(2))
-    for tokens, level, fc in zip(model.projections(levels), levels, model.projections.fc, strict=True):
-        expected = level.original[:, 1:] @ fc.weight.T + fc.bias
-        torch.testing.assert_close(tokens, expected / expected.norm(dim=-1, keepdim=True))
+    projected, levels = model.projections(model.features(images)["original"]), model.dual_path(images)
+    for tokens, level, fc in zip(projected, levels, model.projections.fc, strict=True):
+        torch.testing.assert_close(tokens, level.original[:, 1:] @ fc.weight.T + fc.bias)
 
 
 def test_map_is_sdps_plus_the_levels_probabilities_then_smoothed(tiny: Backbone) -> None:
@@ -106,13 +105,13 @@ def test_an_images_scores_do_not_depend_on_the_batch(model: type[SDP], tiny: Bac
 
 def test_loss_is_the_sum_of_its_parts_over_the_levels(tiny: Backbone) -> None:
     model = build(SDPPlus, tiny)
-    loss = model.loss(random_images(4), random_text(4), masks())
+    loss = model.loss(model.features(random_images(4)), random_text(4), masks())
     assert loss.keys() == {"loss", "focal", "dice"}
     torch.testing.assert_close(loss["loss"].detach(), loss["focal"] + loss["dice"])
     assert not loss["focal"].requires_grad
     single = SDPPlus(tiny, PROMPTS, [3], "reference", 1, "mean")
     single.projections.fc[0] = model.get_submodule("projections.fc.0")
-    assert single.loss(random_images(4), random_text(4), masks())["loss"] < loss["loss"]
+    assert single.loss(single.features(random_images(4)), random_text(4), masks())["loss"] < loss["loss"]
 
 
 def test_the_losses_are_weighted(tiny: Backbone) -> None:
@@ -131,7 +130,7 @@ def test_scores_under_bfloat16_are_float32(tiny: Backbone) -> None:
 
 def test_sdp_has_no_loss(tiny: Backbone) -> None:
     with pytest.raises(UserError, match="model sdp has nothing to train"):
-        build(SDP, tiny).loss(random_images(4), random_text(4), masks())
+        build(SDP, tiny).loss({}, random_text(4), masks())
 
 
 def test_settings_out_of_range_are_refused(tiny: Backbone) -> None:

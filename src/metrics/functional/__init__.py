@@ -1,23 +1,43 @@
-"""Exact anomaly-detection metrics as functions of tensors."""
+"""Anomaly-detection metrics as functions of tensors: exact, or from a histogram with a bound of the error."""
 
 from src.metrics.functional.aupro import aupro
 from src.metrics.functional.auroc import auroc
 from src.metrics.functional.average_precision import average_precision
-from src.metrics.functional.components import ComponentWeights, component_weights
-from src.metrics.functional.curve import ExactCurve, count_normals, exact_curve
+from src.metrics.functional.bounds import aupro_error, auroc_error, average_precision_error, f1_max_error
+from src.metrics.functional.components import ComponentAreas, component_areas
+from src.metrics.functional.curve import (
+    AnomalousSide,
+    Curve,
+    anomalous_side,
+    ascending,
+    count_normals,
+    exact_curve,
+)
 from src.metrics.functional.f1_max import BestF1, f1_max
 from src.metrics.functional.fusion import fuse_image_scores
+from src.metrics.functional.histogram import count_anomalous, count_normal, empty_histogram, histogram_curve
 
 __all__ = [
+    "AnomalousSide",
     "BestF1",
-    "ComponentWeights",
-    "ExactCurve",
+    "ComponentAreas",
+    "Curve",
+    "anomalous_side",
+    "ascending",
     "aupro",
+    "aupro_error",
     "auroc",
+    "auroc_error",
     "average_precision",
-    "component_weights",
+    "average_precision_error",
+    "component_areas",
+    "count_anomalous",
+    "count_normal",
     "count_normals",
+    "empty_histogram",
     "exact_curve",
     "f1_max",
+    "f1_max_error",
     "fuse_image_scores",
+    "histogram_curve",
 ]

@@ -1,9 +1,9 @@
 """Area under the ROC curve."""
 
-from src.metrics.functional.curve import ExactCurve
+from src.metrics.functional.curve import Curve
 
 
-def auroc(curve: ExactCurve) -> float | None:
+def auroc(curve: Curve) -> float | None:
     """Return the probability, in [0, 1], that an anomalous sample outscores a normal one, a tie counting half.
 
     This Mann-Whitney form equals the trapezoid area under the ROC curve. None if a class is missing.

@@ -1,9 +1,9 @@
 """Average precision."""
 
-from src.metrics.functional.curve import ExactCurve
+from src.metrics.functional.curve import Curve
 
 
-def average_precision(curve: ExactCurve) -> float | None:
+def average_precision(curve: Curve) -> float | None:
     """Return sum_t (recall_t - recall_{t-1}) * precision_t over descending thresholds t, in [0, 1].
 
     The step-wise sum of scikit-learn's `average_precision_score`, without interpolation. Recall rises only at anomalous

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from src.metrics.functional.curve import ExactCurve
+from src.metrics.functional.curve import Curve
 
 
 class BestF1(NamedTuple):
@@ -12,7 +12,7 @@ class BestF1(NamedTuple):
     threshold: float
 
 
-def f1_max(curve: ExactCurve) -> BestF1 | None:
+def f1_max(curve: Curve) -> BestF1 | None:
     """Return the maximum of F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and where it is attained.
 
     A threshold at a normal score alone has the true positives of the next higher anomalous score and more false

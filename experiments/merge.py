@@ -1,0 +1,141 @@
+"""Join an evaluation that was run in parts (`test_data.shard=i/n`) into the results of one run.
+
+`python -m experiments.merge FOLDER... [--out FOLDER]`, folders of all n parts in any order. The default for `--out` is
+`merged` beside the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datamodules.checks import parse_shard
+from datamodules.errors import UserError
+from src.callbacks.predictions import read_predictions, write_predictions
+from src.files import write_json
+from src.metrics.functional.fusion import fuse_image_scores
+from src.metrics.state_file import STATE_FILE, merge_states
+from src.report.provenance import PROVENANCE_FILE, describe_command, now
+from src.report.table import print_table
+
+PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
+# What has to be the same of all parts, and how a difference is told.
+_SAME = {
+    "data": "the data",
+    "backbone": "the backbone's weights",
+    "checkpoint": "the checkpoint",
+    "code": "the code",
+    "packages": "packages",
+    "config": "options",
+}
+_ELSEWHERE = ("paths", "logger", "callbacks", "trainer")
+
+
+class Part(NamedTuple):
+    """One part of an evaluation: the `number`-th of `count`, counted from 1."""
+
+    folder: Path
+    number: int
+    count: int
+    provenance: dict[str, Any]
+
+
+def read_part(folder: Path) -> Part:
+    """Read what a part says about itself.
+
+    Raises:
+        UserError: there is no finished part of an evaluation.
+    """
+    try:
+        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no run ({PROVENANCE_FILE} can't be read)") from error
+    shard = provenance["config"]["test_data"].get("shard")
+    if shard is None:
+        raise UserError(f"{folder} holds a whole run, no part of one (test_data.shard)")
+    if not provenance["finished"]:
+        raise UserError(f"{folder} holds part {shard}, which is not finished; run it again with the same options")
+    number, count = parse_shard(shard)
+    return Part(folder, number, count, provenance)
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Check that the parts are those of one evaluation, each once.
+
+    Raises:
+        UserError: parts of different evaluations; parts that are missing or there twice.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        differs = [title for key, title in _SAME.items() if _comparable(part, key) != _comparable(first, key)]
+        if part.count != first.count:
+            differs = [f"one is of {first.count} parts, the other of {part.count}"]
+        if differs:
+            raise UserError(
+                f"{first.folder} and {part.folder} are parts of different runs: they differ in {', '.join(differs)}"
+            )
+    found = Counter(part.number for part in parts)
+    missing = [str(number) for number in range(1, first.count + 1) if number not in found]
+    if missing:
+        raise UserError(f"{first.count} parts are needed, but {', '.join(missing)} of them are missing; run them first")
+    twice = [str(number) for number, times in found.items() if times > 1]
+    if twice:
+        raise UserError(f"each part is needed once, but {', '.join(twice)} are given more than once")
+
+
+def _comparable(part: Part, key: str) -> Any:
+    value = part.provenance.get(key)
+    if key == "config":
+        test_data = {
+            name: one for name, one in value["test_data"].items() if name not in ("shard", "root", "num_workers")
+        }
+        return {name: one for name, one in value.items() if name not in _ELSEWHERE} | {"test_data": test_data}
+    if key == "data":
+        return value["test"]["sha256"]
+    if key in ("backbone", "checkpoint"):
+        return (value or {}).get("sha256")
+    return value
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """Write the results of the whole evaluation to a new folder.
+
+    Raises:
+        UserError: see `read_part` and `check_parts`; or `out` holds something already.
+    """
+    parts = sorted((read_part(folder) for folder in folders), key=lambda part: part.number)
+    check_parts(parts)
+    if (out / PROVENANCE_FILE).exists():
+        raise UserError(f"{out} holds a run; choose another --out")
+    result = merge_states([part.folder / STATE_FILE for part in parts]).compute()
+    rows = [row for part in parts for row in read_predictions(part.folder / PREDICTIONS_FILE)]
+    write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores)
+    write_json(out / METRICS_FILE, result)
+    whole = dict(parts[0].provenance)
+    whole["config"] = whole["config"] | {"test_data": whole["config"]["test_data"] | {"shard": None}}
+    whole |= {"command": describe_command(), "finished": now(), "merged_from": [str(part.folder) for part in parts]}
+    write_json(out / PROVENANCE_FILE, whole)
+    print_table(result, f"{len(parts)} parts of one evaluation")
+    print(f"results in {out}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    try:
+        merge(arguments.folders, arguments.out or arguments.folders[0].parent / "merged")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What several processes have to agree on. In a single process all of it is trivial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
+
+
+def is_first() -> bool:
+    """Whether this is the process that checks, writes and speaks. Known before any process group is there."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0  # set by Lightning from the launcher's environment
+
+
+def say(line: str) -> None:
+    """Print a line, once however many processes there are."""
+    if is_first():
+        print(line, flush=True)
+
+
+def gather_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all processes in the order of their numbers, in the first process; nothing in the others."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    parts: list[Any] | None = [None] * distributed.get_world_size() if is_first() else None
+    distributed.gather_object(rows, parts)
+    return [row for part in parts or [] for row in part]

@@ -1,0 +1,1 @@
+"""Frozen features, kept on disk between epochs and runs."""

@@ -1,0 +1,178 @@
+"""Serves a data set's frozen features from disk, after computing those that are not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from rich.progress import track
+from torch import Tensor
+
+from datamodules.base import AnomalyDataModule
+from datamodules.records import Record
+from src.distributed import say
+from src.features.store import ArrayStore, NoRoom
+from src.files import sha256_of
+from src.models.method import Features, Method
+
+FORMAT = 1  # to be raised whenever the same settings give other features or masks than before
+MASK = "mask"
+
+Entry = dict[str, Tensor | None]  # what is there of an image, by part
+
+
+class FeatureCache:
+    """The frozen features of a method, and the masks at the size at which they are used.
+
+    A file's name is the hash of what it was computed from, and the key of its folder the hash of how: no file can be
+    out of date.
+
+    Args:
+        store: where they are kept.
+        identity: what decides the features beside the method's settings and the images: plain values.
+        dtype: `float32` or `float16`.
+        method: has to say what is `frozen`.
+        trainer: tells device and precision.
+    """
+
+    def __init__(
+        self, store: ArrayStore, identity: Mapping[str, Any], dtype: str, method: Method, trainer: Trainer
+    ) -> None:
+        assert method.frozen is not None
+        self.store = store
+        self.identity = {**identity, "settings": dict(method.frozen.settings), "dtype": dtype}
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.method = method
+        self.frozen = method.frozen
+        self.trainer = trainer
+
+    def serve(self, data: AnomalyDataModule, role: str) -> dict[str, Any]:
+        """Let a data set hand out features instead of images, or leave it as it is if they can't be kept.
+
+        Args:
+            data: loads the images and masks that are missing.
+            role: what it is used for: `train`, `val` or `test`.
+
+        Returns:
+            What provenance.json says about it: `key`, `images`, and `hits` of them that were there; or why it is `off`.
+        """
+        records = data.records_of(role)
+        paths = self._paths(data, role, records)
+        entries = {record: {part: self.store.read(path) for part, path in paths[record].items()} for record in records}
+        hits = sum(_has_features(entry) for entry in entries.values())
+        try:
+            self._fill(data, role, paths, entries)
+        except (NoRoom, OSError) as reason:
+            return off(str(reason))
+        data.stored[role] = {record: _sample(entry) for record, entry in entries.items()}
+        say(f"features of {len(records)} images of {data.title}: {hits} cached, {len(records) - hits} computed")
+        return {"key": self._key(data), "images": len(records), "hits": hits}
+
+    def _paths(self, data: AnomalyDataModule, role: str, records: Sequence[Record]) -> dict[Record, dict[str, Path]]:
+        """The file of each part of each record."""
+        parts = self.frozen.for_loss if role == "train" else self.frozen.for_scores
+        key, mask_key = self._key(data), _hash({"mask_size": data.mask_size(role)})
+        with ThreadPoolExecutor() as pool:
+            names = list(pool.map(_names, records))
+        paths = {}
+        for record, (image, mask) in zip(records, names, strict=True):
+            paths[record] = {part: self.store.path(key, part, image) for part in parts}
+            if data.has_masks:
+                paths[record][MASK] = self.store.path(mask_key, MASK, mask)
+        return paths
+
+    def _key(self, data: AnomalyDataModule) -> str:
+        """The key of a data set's features."""
+        return _hash({**self.identity, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std)})
+
+    def _fill(
+        self,
+        data: AnomalyDataModule,
+        role: str,
+        paths: Mapping[Record, Mapping[str, Path]],
+        entries: Mapping[Record, Entry],
+    ) -> None:
+        """Compute what is missing and write it; if that fails, nothing of it stays."""
+        missing = [record for record, entry in entries.items() if None in entry.values()]
+        if not missing:
+            return
+        loader = data.loader(role, data.dataset(role, missing))
+        keep = {path for record in entries for path in paths[record].values()}
+        hidden = self.trainer.progress_bar_callback is None
+        written: list[Path] = []
+        rest = iter(missing)
+        try:
+            with torch.random.fork_rng():  # a loader draws a seed for its workers
+                for batch in track(loader, "features", transient=True, disable=hidden):
+                    records = [record for record, _ in zip(rest, batch["category"], strict=False)]
+                    arrays = list(self._arrays(batch, records, entries))
+                    if not written:
+                        size = sum(array.nbytes for *_, array in arrays) / len(records)
+                        self.store.make_room(int(size * len(missing)), keep)
+                    for record, part, array in arrays:
+                        written.append(paths[record][part])
+                        entries[record][part] = self.store.write(paths[record][part], array)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _arrays(
+        self, batch: Mapping[str, Any], records: Sequence[Record], entries: Mapping[Record, Entry]
+    ) -> Iterator[tuple[Record, str, Tensor]]:
+        """What a batch has and the store has not."""
+        arrays: dict[str, Any] = dict(batch)
+        if not all(_has_features(entries[record]) for record in records):
+            arrays |= self._compute(batch["image"])
+        for row, record in enumerate(records):
+            for part, there in entries[record].items():
+                if there is None:
+                    yield record, part, arrays[part][row]
+
+    def _compute(self, images: Tensor) -> Features:
+        """The features of a batch, as training and test would compute them; on the CPU.
+
+        Raises:
+            NoRoom: a value is too large for the type they are kept in.
+        """
+        device = self.trainer.strategy.root_device
+        with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
+            features = self.method.to(device).features(images.to(device))
+        kept = {name: values.to(self.dtype).cpu() for name, values in features.items()}
+        if self.dtype == torch.float16 and any(values.isinf().any() for values in kept.values()):
+            raise NoRoom("the features are too large for float16; set feature_cache.dtype=float32")
+        return kept
+
+
+def off(reason: str) -> dict[str, Any]:
+    """Say that features are computed anew, and return that for provenance.json."""
+    say(f"feature cache off: {reason}")
+    return {"off": reason}
+
+
+def _has_features(entry: Entry) -> bool:
+    return all(array is not None for part, array in entry.items() if part != MASK)
+
+
+def _sample(entry: Entry) -> dict[str, Any]:
+    """What the data set hands out."""
+    features = {part: array for part, array in entry.items() if part != MASK}
+    return {"features": features} | ({MASK: entry[MASK]} if MASK in entry else {})
+
+
+def _names(record: Record) -> tuple[str, str]:
+    """The names of an image's features and of its mask: by what is in the files, and is checked when they are read."""
+    image = sha256_of(record.image_path)
+    mask = sha256_of(record.mask_path) if record.mask_path else None
+    return image, _hash({"image": image, "mask": mask, "label": record.label})
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    content = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

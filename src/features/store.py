@@ -1,0 +1,103 @@
+"""Arrays on disk, one file each: there whole or not at all, mapped into memory when read, bounded in size.
+
+Several processes may share a store without locks. A file is written under another name and renamed; two that write the
+same one write the same content; and one that is removed stays readable where it is mapped already.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.files import write_bytes
+
+
+class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
+    """What is to be stored does not fit; the message says why."""
+
+
+class ArrayStore:
+    """A folder of arrays.
+
+    Args:
+        root: the folder; made as needed.
+        max_bytes: of all its files together.
+    """
+
+    def __init__(self, root: Path, max_bytes: float) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+
+    def path(self, key: str, part: str, name: str) -> Path:
+        """The file of one array: `key` says how it was computed, `name` from what; at least three characters."""
+        return self.root / key / part / name[:2] / f"{name[2:]}.npy"
+
+    def read(self, path: Path) -> Tensor | None:
+        """An array, mapped; None if it is not there, or cut off. It counts as used just now."""
+        try:
+            # Copy on write, because torch warns of arrays that can't be written.
+            array = np.load(path, mmap_mode="c")
+        except (OSError, ValueError, EOFError):
+            return None
+        with suppress(OSError):  # a store that is read only has no order of use
+            os.utime(path)
+        return torch.from_numpy(array)
+
+    def write(self, path: Path, array: Tensor) -> Tensor:
+        """Write an array and give it back, mapped.
+
+        Raises:
+            OSError: the disk is full, or the folder can't be written.
+        """
+        content = io.BytesIO()
+        np.save(content, array.numpy())
+        write_bytes(path, content.getvalue())
+        written = self.read(path)
+        return array if written is None else written
+
+    def make_room(self, needed: int, keep: Collection[Path]) -> None:
+        """Remove the files that were used least recently, until `needed` more bytes fit.
+
+        Args:
+            needed: bytes to come.
+            keep: files that must stay.
+
+        Raises:
+            NoRoom: the limit or the disk is too small. Nothing has been removed then.
+        """
+        files = sorted(self._files())
+        used = sum(size for _, size, _ in files)
+        removable = [(size, path) for _, size, path in files if path not in keep]
+        least = used - sum(size for size, _ in removable) + needed
+        if least > self.max_bytes:
+            raise NoRoom(f"{_gb(least)} are needed, feature_cache.max_gb is {self.max_bytes / 1e9:g}")
+        self.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free
+        if needed > free + used + needed - least:
+            raise NoRoom(f"{_gb(needed)} are needed and {_gb(free)} are free in {self.root}")
+        for size, path in removable:
+            if used + needed <= self.max_bytes and needed <= free:
+                break
+            path.unlink(missing_ok=True)
+            used, free = used - size, free + size
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Last use, size and path of each; also of what a run that was killed left half-written."""
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):  # another run has removed it just now
+                    status = path.stat()
+                    yield status.st_mtime, status.st_size, path
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,90 @@
+"""Parts of an evaluation, joined, are the evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from datamodules.errors import UserError
+from experiments.merge import merge
+from tests.cli import Cli
+
+pytestmark = pytest.mark.slow
+
+PARTS = 7
+OPTIONS = ["+exp=sdp_demo", "test_data.categories=[coin,nut]", "test_data.batch_size=5"]
+
+
+@pytest.fixture(scope="module")
+def parts(demo: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        cli = Cli(patch, None, tmp_path_factory.mktemp("parts"))
+        runs = [
+            cli.ok("eval", *OPTIONS, *demo, f"test_data.shard={number}/{PARTS}", name=str(number))
+            for number in range(1, PARTS + 1)
+        ]
+    return [run.folder for run in runs]
+
+
+def test_joined_parts_are_one_run_to_the_last_digit(
+    parts: list[Path], cli: Cli, demo: list[str], tmp_path: Path
+) -> None:
+    whole = cli.ok("eval", *OPTIONS, *demo).folder
+    merge([*parts[3:], *parts[:3]], tmp_path / "merged")
+    for name in ("metrics.json", "predictions.csv"):
+        assert (tmp_path / "merged" / name).read_bytes() == (whole / name).read_bytes()
+    assert not (parts[0] / "metrics.json").exists()
+
+
+def test_parts_that_went_over_to_histograms_can_be_joined(cli: Cli, demo: list[str], tmp_path: Path) -> None:
+    small = [*OPTIONS, *demo, "metrics_memory_gb=0.001"]
+    whole = cli.ok("eval", *small, name="whole").folder
+    folders = [cli.ok("eval", *small, f"test_data.shard={number}/2", name=str(number)).folder for number in (1, 2)]
+    merge(folders, tmp_path / "merged")
+    assert (tmp_path / "merged" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    assert "pixel_AUPRO_error" in (whole / "metrics.json").read_text()
+
+
+def test_a_missing_or_doubled_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3, 5 .*missing"):
+        merge([parts[i - 1] for i in (1, 2, 4, 6, 7)], tmp_path / "merged")
+    with pytest.raises(UserError, match=r"2 .*more than once"):
+        merge([*parts, parts[1]], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("config", "model", "smoothing_sigma"), 2, "options"),
+        (("data", "test", "sha256"), "0", "the data"),
+        (("backbone", "sha256"), "0", "the backbone's weights"),
+        (("packages", "torch"), "1.0", "packages"),
+        (("config", "test_data", "shard"), "7/8", "of 7 parts, the other of 8"),
+    ],
+)
+def test_parts_of_different_runs_are_refused(
+    parts: list[Path], tmp_path: Path, path: tuple[str, ...], value: object, told: str
+) -> None:
+    other = shutil.copytree(parts[6], tmp_path / "other")
+    provenance = json.loads((other / "provenance.json").read_text())
+    node = provenance
+    for key in path[:-1]:
+        node = node[key]
+    assert node[path[-1]] != value
+    node[path[-1]] = value
+    (other / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(UserError, match="different runs") as caught:
+        merge([*parts[:6], other], tmp_path / "merged")
+    assert told in str(caught.value)
+
+
+def test_what_is_no_part_is_refused(cli: Cli, demo: list[str], parts: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        merge([tmp_path], tmp_path / "merged")
+    assert "i/n" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=8/7")
+    message = cli.error("train", "+exp=sdp_plus_demo", *demo, "test_data.shard=1/2")
+    assert "src.eval" in message

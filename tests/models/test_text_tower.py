@@ -1,0 +1,182 @@
+"""The short way through the text tower against open_clip's own; the embeddings on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.models import text_tower
+from src.models.backbone import Backbone, describe_text_tower, find_backbone
+from src.models.sentence_cache import SentenceCache
+from src.models.text import PromptEnsemble
+from src.models.text_tower import encode_tokens, find_prefixes, has_causal_text_tower
+from tests.golden_reference import Golden, paper_prompts
+from tests.models.helpers import PROMPTS, randomise, tiny_config, write_architecture
+
+SENTENCES = ["a photo of a perfect screw.", "a photo of a screw.", "", "a photo", "A photo of a screw.", "nut", "screw"]
+
+
+def build(folder: Path, cache: SentenceCache | None = None, **changes: Any) -> Backbone:
+    """A small CLIP whose text tower has three blocks; `changes` are of its `text_cfg`, or `custom_text`."""
+    custom = {key: changes.pop(key) for key in ("custom_text",) if key in changes}
+    config = tiny_config()
+    config |= {"text_cfg": config["text_cfg"] | {"layers": 3} | changes} | custom
+    path = folder / "architecture.json"
+    path.write_text(json.dumps(config))
+    torch.manual_seed(0)
+    backbone = Backbone(find_backbone("tiny", None, str(path)), cache)
+    randomise(backbone, seed=0)
+    return backbone
+
+
+@torch.no_grad()
+def by_open_clip(backbone: Backbone, sentences: Sequence[str]) -> Tensor:
+    return F.normalize(backbone.clip.encode_text(backbone.tokenizer(list(sentences))), dim=-1)
+
+
+def test_prefixes_are_the_distinct_beginnings(tiny: Backbone) -> None:
+    tokens = tiny.tokenizer(SENTENCES)
+    rows = [row[: row.index(49407) + 1] for row in tokens.tolist()]  # 49407 ends a text
+    prefixes = find_prefixes(tokens)
+    assert len(prefixes.sentence) == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
+    for sentence, row in enumerate(rows):
+        for position in range(len(row)):
+            number = prefixes.of[sentence, position]
+            assert prefixes.position[number] == position
+            assert rows[prefixes.sentence[number]][: position + 1] == row[: position + 1]
+        assert prefixes.whole[sentence] == prefixes.of[sentence, len(row) - 1]
+
+
+@pytest.mark.parametrize("per_batch", [2, 512])
+@pytest.mark.parametrize(
+    "change", [{}, {"ls_init_value": 0.5}, {"proj_type": "none", "width": 24}, {"proj_bias": True}]
+)
+def test_embeddings_are_open_clips(
+    change: dict[str, Any], per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tower, "SENTENCES_PER_BATCH", per_batch)
+    backbone = build(tmp_path, **change)
+    assert has_causal_text_tower(backbone.clip)
+    expected = by_open_clip(backbone, SENTENCES)
+    torch.testing.assert_close(backbone.encode_sentences(SENTENCES), expected, rtol=0, atol=2e-6)
+
+
+def test_the_papers_sentences_are_open_clips(golden: Golden) -> None:
+    sentences = paper_prompts().sentences("metal_nut").anomalous
+    expected = by_open_clip(golden.backbone, sentences)
+    torch.testing.assert_close(golden.backbone.encode_sentences(sentences), expected, rtol=0, atol=2e-6)
+
+
+def test_a_sentence_longer_than_the_context_is_cut_as_open_clip_cuts_it(tiny: Backbone) -> None:
+    sentences = ["a photo of " * 50, "a photo of a screw."]
+    torch.testing.assert_close(tiny.encode_sentences(sentences), by_open_clip(tiny, sentences), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"no_causal_mask": True}, {"pool_type": "last"}, {"qk_norm": True}, {"custom_text": True}]
+)
+def test_other_towers_go_open_clips_own_way(change: dict[str, Any], tmp_path: Path) -> None:
+    custom = {"custom_text": True} if "no_causal_mask" in change else {}  # a plain CLIP takes none without its mask
+    backbone = build(tmp_path, **change, **custom)
+    assert not has_causal_text_tower(backbone.clip)
+    expected = by_open_clip(backbone, SENTENCES)
+    torch.testing.assert_close(backbone.encode_sentences(SENTENCES), expected, rtol=0, atol=2e-6)
+
+
+def test_each_distinct_sentence_is_encoded_once_over_all_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, rows = build(tmp_path), []
+    encode = text_tower._encode_prefixes
+
+    def count(clip: Any, tokens: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return encode(clip, tokens)
+
+    monkeypatch.setattr(text_tower, "_encode_prefixes", count)
+    first, second = backbone.encode_lists([["a screw", "a nut"], ["a nut", "a bolt", "a nut"]])
+    assert rows == [3]
+    assert torch.equal(first[1], second[0])
+    assert torch.equal(second[0], second[2])
+    torch.testing.assert_close(second, by_open_clip(backbone, ["a nut", "a bolt", "a nut"]), rtol=0, atol=2e-6)
+
+
+def test_text_is_exact_under_autocast(tiny: Backbone) -> None:
+    expected = tiny.encode_sentences(SENTENCES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tiny.encode_sentences(SENTENCES), expected)
+
+
+# On disk
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sentences went through a tower, a call each."""
+    calls: list[int] = []
+
+    def count(clip: Any, tokens: Tensor) -> Tensor:
+        calls.append(len(tokens))
+        return encode_tokens(clip, tokens)
+
+    monkeypatch.setattr("src.models.backbone.encode_tokens", count)
+    return calls
+
+
+def matrices(folder: Path, cache: SentenceCache | None, classes: Sequence[str] = ("nut", "coin")) -> Tensor:
+    text = PromptEnsemble(build(folder, cache), PROMPTS, "mean")
+    text.prepare(classes, {})
+    return text(classes)
+
+
+def test_a_second_run_encodes_nothing(tmp_path: Path, encoded: list[int]) -> None:
+    cache = SentenceCache(tmp_path / "text", "tower")
+    cold = matrices(tmp_path, cache)
+    assert encoded == [16]
+    assert torch.equal(matrices(tmp_path, cache), cold)
+    assert encoded == [16]
+    assert torch.equal(matrices(tmp_path, None), cold)
+    assert torch.equal(matrices(tmp_path, cache, ["coin"])[0], cold[1])
+    matrices(tmp_path, cache, ["coin", "tile"])
+    assert encoded == [16, 16, 8]
+
+
+def test_another_tower_or_order_is_another_entry(tmp_path: Path) -> None:
+    rows = F.normalize(torch.randn(2, 24), dim=-1)
+    SentenceCache(tmp_path, "tower").write(["a", "b"], rows)
+    assert torch.equal(SentenceCache(tmp_path, "tower").read(["a", "b"]), rows)
+    assert SentenceCache(tmp_path, "other").read(["a", "b"]) is None
+    assert SentenceCache(tmp_path, "tower").read(["b", "a"]) is None
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-9] + bytes(9)])
+def test_a_damaged_file_is_encoded_again(damage: Any, tmp_path: Path, encoded: list[int]) -> None:
+    cache = SentenceCache(tmp_path / "text", "tower")
+    cold = matrices(tmp_path, cache)
+    files = sorted((tmp_path / "text").iterdir())
+    assert len(files) == 4
+    files[0].write_bytes(damage(files[0].read_bytes()))
+    for _ in range(2):
+        torch.testing.assert_close(matrices(tmp_path, cache), cold, rtol=0, atol=2e-6)
+        assert encoded == [16, 4]
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a file")
+    with pytest.warns(UserWarning, match=r"paths\.cache_dir"):
+        matrices(tmp_path, SentenceCache(tmp_path / "text", "tower"))
+
+
+def test_the_key_knows_weights_architecture_and_activation(tmp_path: Path) -> None:
+    source = find_backbone("tiny", None, str(write_architecture(tmp_path)))
+    others = [
+        describe_text_tower(source, "b"),
+        describe_text_tower(source._replace(config=source.config | {"text_cfg": {}}), "a"),
+        describe_text_tower(source._replace(weights=type(source.weights)(quick_gelu=True)), "a"),
+    ]
+    assert describe_text_tower(source, "a") not in others
