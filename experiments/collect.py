@@ -73,7 +73,8 @@ def collect(folder: Path) -> str:
         for trial, own in zip(trials, settings, strict=True)
     ]
     rows = with_summaries(rows)
-    text = "\n".join([*_heading(folder, trials, common), "", *_markdown(rows), ""])
+    mark = _mark(folder, rows)
+    text = "\n".join([*_heading(folder, trials, common), *mark, *_markdown(rows), ""])
     write_text(folder / "trials.csv", _csv(rows))
     write_text(folder / "trials.md", text)
     return text
@@ -127,21 +128,26 @@ def _results(folder: Path, trial: Trial) -> tuple[dict[str, float], str]:
 
 
 def _heading(folder: Path, trials: Sequence[Trial], common: dict[str, str]) -> list[str]:
-    """What was run, and what the mark of the best means."""
-    sweep, provenance = _read(folder / SWEEP_FILE), _read(folder / str(trials[0].number) / "provenance.json")
+    """What was run."""
+    provenance = _read(folder / str(trials[0].number) / "provenance.json")
     states = [trial.status for trial in trials]
     unfinished = [f"{states.count(state)} {state}" for state in ("failed", "running") if state in states]
     lines = [f"{len(trials)} trials{''.join(f', {part}' for part in unfinished)}, in percent. All have:", ""]
     lines += ["```", *(f"{key}={value}" for key, value in common.items()), "```", ""]
     if provenance.get("protocol"):
         lines += [f"{provenance['protocol']['line']}", ""]
-    if sweep.get("objective"):
-        lines.append(f"Objective, which selects the best (bold): {sweep['objective']} of the training data.")
-    elif any(trial.objective is not None for trial in trials):
-        lines.append("Objective, which selects the best (bold): the selected epoch's score on the held-out categories.")
-    else:
-        lines.append("Bold is the best in a metric of the benchmark itself: it describes, and must select nothing.")
     return lines
+
+
+def _mark(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """What bold means, if anything is."""
+    best_in = {name for row in rows for name in row.best_in}
+    if OBJECTIVE in best_in:
+        objective = _read(folder / SWEEP_FILE).get("objective") or "the selected epoch's score on held-out categories"
+        return [f"Bold is the best by the objective: {objective} of the training data.", ""]
+    if best_in:
+        return ["Bold is the best in a metric of the benchmark itself: it describes, and must select nothing.", ""]
+    return []
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -160,9 +166,17 @@ def _markdown(rows: Sequence[Row]) -> list[str]:
     table = [["trial", *keys, *names, "note"], ["---", *("---" for _ in keys), *("---:" for _ in names), "---"]]
     for row in rows:
         table.append(
-            [row.label, *(row.settings.get(k, "") for k in keys), *(_percent(row, n) for n in names), row.note]
+            [row.label, *(_short(row.settings.get(k, "")) for k in keys), *(_percent(row, n) for n in names), row.note]
         )
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in table]
+
+
+def _short(setting: str) -> str:
+    """Four digits of a drawn number; anything else as it is."""
+    try:
+        return f"{float(setting):.4g}" if len(setting) > 8 else setting
+    except ValueError:
+        return setting
 
 
 def _percent(row: Row, name: str) -> str:

@@ -90,6 +90,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         describe_use(test_data),
         shared=shared_categories(train_data, test_data) if train_data else (),
         shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
+        tests=config.test,
     )
     state_file = folder.path / STATE_FILE if test_data.shard else None
     module = AnomalyModule(

@@ -27,7 +27,7 @@ def train(config: DictConfig) -> float | None:
     """
     run = assemble(config, with_training=True)
     _check_test(run)
-    with _announced(run, run.protocol.line if config.test else run.protocol.training_line):
+    with _announced(run, run.protocol.line):
         _serve_features(run)
         score = _fit(run) if run.train_data is not None else None
         if config.test:

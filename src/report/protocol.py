@@ -60,6 +60,7 @@ class Protocol:
         tested_on: the benchmark.
         shared: tested categories of which images are among the training images, under whatever name.
         shortcuts: settings under which less is trained or tested than these data hold.
+        tests: whether the benchmark is tested at all, after training.
     """
 
     trainable: bool
@@ -67,17 +68,15 @@ class Protocol:
     tested_on: DataUse
     shared: Sequence[str] = ()
     shortcuts: Sequence[str] = ()
+    tests: bool = True
 
     @property
     def line(self) -> str:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
+        if not self.tests:
+            return f"{self._training} -> no test{self._cut}"
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
         return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)}){self._cut}"
-
-    @property
-    def training_line(self) -> str:
-        """The line of a run that tests nothing, such as `train VisA (test split, 80 images of pcb1) -> no test`."""
-        return f"{self._training} -> no test{self._cut}"
 
     @property
     def leaked(self) -> list[str]:

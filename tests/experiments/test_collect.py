@@ -57,9 +57,10 @@ def test_seeds_are_averaged_and_the_best_setting_is_marked(tmp_path: Path, capsy
 def test_the_objective_alone_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"objective": "pixel_AP on held-out gear"}))
     write_trial(tmp_path, 0, ["optimizer.lr=0.1"], {"pixel_AP": 0.9}, objective=0.2)
-    write_trial(tmp_path, 1, ["optimizer.lr=0.2"], {"pixel_AP": 0.1}, objective=0.3)
+    write_trial(tmp_path, 1, ["optimizer.lr=0.20000412"], {"pixel_AP": 0.1}, objective=0.3)
     assert main([str(tmp_path)]) == 0
     assert [(row["objective"], row["best_in"]) for row in rows(tmp_path)] == [("0.2", ""), ("0.3", "objective")]
+    assert rows(tmp_path)[1]["optimizer.lr"] == "0.20000412"
     printed = capsys.readouterr().out
     assert "pixel_AP on held-out gear" in printed
     assert "| 1 | 0.2 | **30.00** | 10.00 |" in printed
