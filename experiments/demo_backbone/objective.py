@@ -13,37 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.models.dual_path import Level
-from src.models.surgery import surgery_similarity
 
-# Sides, in patches, of the parts that are asked whether they show damage: coarse ones through the surgery similarity
-# that makes SDP's maps, fine ones through a linear read-out of the original tokens, of the kind that SDP+ trains. In a
-# large CLIP too the patch tokens know more than the text can ask for.
-SURGERY_SIDES, READOUT_SIDES = (8, 12), (1, 2, 4)
-# Slopes are fixed: free ones shrink while evidence is weak, and with them all that the tower could learn from it.
-SUMMED_SLOPE, SURGERY_SLOPE, READOUT_SLOPE = 10.0, 20.0, 10.0
+# Sides, in patches, of the parts that are asked whether they show damage.
+SIDES = (1, 2, 4)
+# The slope is fixed: a free one shrinks while evidence is weak, and with it all that the tower could learn from it.
+SLOPE = 10.0
 # So few damaged pixels that a label would be a guess: of a part of one patch, and of any larger one.
 FEW_IN_PATCH, FEW = 8, 20
 
 
 class Losses(NamedTuple):
-    """Scalars: captions; evidence from the summed surgery map, each level's and each read-out; twins told apart."""
+    """Scalars: captions of whole images and close-ups; evidence of their parts; twins told apart."""
 
     captions: Tensor
-    summed: Tensor
-    levels: Tensor
-    readout: Tensor
+    parts: Tensor
     twins: Tensor
 
     def total(self) -> Tensor:
         """Their weighted sum."""
-        return 0.5 * self.captions + 0.5 * self.summed + 0.25 * self.levels + 2 * self.readout + self.twins
+        return 0.5 * self.captions + 2 * self.parts + self.twins
 
 
 class Objective(nn.Module):
     """The losses and their few parameters, which are needed for training only.
 
-    Every patch has a logit for "this patch is damaged". The mean of a part's logits, taken as log-mean-exp so that one
-    strong patch suffices, says whether the part shows damage; parts of several sizes cover the image.
+    At every level each patch has a logit for "this patch is damaged": a linear read-out of its original token, of the
+    kind that SDP+ trains. The log-sum-exp of a part's logits, for which one strong patch suffices, says whether the
+    part shows damage; parts of several sizes cover the image. The second path, which makes SDP's maps,
+    is not trained: as in a large CLIP, it has what it has from the captions.
 
     Args:
         levels: L.
@@ -54,9 +51,7 @@ class Objective(nn.Module):
     def __init__(self, levels: int, width: int, embed_dim: int) -> None:
         super().__init__()
         self.readouts = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
-        self.summed = PartEvidence(SURGERY_SIDES, SUMMED_SLOPE)
-        self.surgery = nn.ModuleList(PartEvidence(SURGERY_SIDES, SURGERY_SLOPE) for _ in range(levels))
-        self.readout = nn.ModuleList(PartEvidence(READOUT_SIDES, READOUT_SLOPE) for _ in range(levels))
+        self.parts = nn.ModuleList(PartEvidence(SIDES, SLOPE) for _ in range(levels))
 
     def forward(
         self, levels: Sequence[Level], sentences: Tensor, scale: Tensor, category: Tensor, damage: Tensor
@@ -72,7 +67,6 @@ class Objective(nn.Module):
         """
         sides = F.normalize(sentences.mean(dim=1), dim=-1).view(-1, 2, sentences.shape[-1])  # (C, 2, D)
         text = sides[category].transpose(1, 2)  # (B, D, 2)
-        surgery = [surgery_similarity(F.normalize(level.surgery, dim=-1), text)[:, 1:, 1] for level in levels]  # (B, P)
         contrast = text[..., 1:] - text[..., :1]  # (B, D, 1)
         read = [readout(level.original[:, 1:]) for readout, level in zip(self.readouts, levels, strict=True)]
         readouts = [(F.normalize(tokens, dim=-1) @ contrast)[..., 0] for tokens in read]  # (B, P)
@@ -81,10 +75,8 @@ class Objective(nn.Module):
         side, known = 2 * category + (pixels > 0).long(), ((pixels == 0) | (pixels >= FEW)).float()
         return Losses(
             caption_loss(cls_token, sentences, scale, side, known),
-            self.summed(torch.stack(surgery).sum(dim=0), damage),
-            _mean_evidence(self.surgery, surgery, damage),
-            _mean_evidence(self.readout, readouts, damage),
-            torch.stack([twin_loss(READOUT_SLOPE * readout, damage) for readout in readouts]).mean(),
+            torch.stack([part(one, damage) for part, one in zip(self.parts, readouts, strict=True)]).mean(),
+            torch.stack([twin_loss(SLOPE * readout, damage) for readout in readouts]).mean(),
         )
 
 
@@ -92,7 +84,7 @@ class PartEvidence(nn.Module):
     """Binary cross-entropy of "this part shows damage", over all parts of some sizes.
 
     Args:
-        sides: of the square parts, in patches; those larger than the image ask nothing.
+        sides: of the square parts, in patches; no larger than the smallest image.
         slope: turns similarities into logits, together with a learned offset a size.
     """
 
@@ -102,12 +94,11 @@ class PartEvidence(nn.Module):
         self.offset = nn.Parameter(torch.full((len(sides),), -3.0))
 
     def forward(self, similarity: Tensor, damage: Tensor) -> Tensor:
-        """Mean over the sizes that fit; similarity (B, P), damage (B, g, g) -> scalar."""
+        """Mean over the sizes; similarity (B, P), damage (B, g, g) -> scalar."""
         grid = damage.shape[-1]
         logits = self.slope * similarity.view(-1, 1, grid, grid)  # (B, 1, g, g)
-        fitting = [(side, self.offset[i]) for i, side in enumerate(self.sides) if side <= grid]
-        losses = [_evidence(logits, damage[:, None], side, offset) for side, offset in fitting]
-        return torch.stack(losses).mean() if losses else similarity.new_zeros(())
+        parts = zip(self.sides, self.offset, strict=True)
+        return torch.stack([_evidence(logits, damage[:, None], side, offset) for side, offset in parts]).mean()
 
 
 def _evidence(logits: Tensor, damage: Tensor, side: int, offset: Tensor) -> Tensor:
@@ -115,16 +106,11 @@ def _evidence(logits: Tensor, damage: Tensor, side: int, offset: Tensor) -> Tens
     stride, patches = max(1, side // 2), side * side
     largest = logits.amax(dim=(1, 2, 3), keepdim=True).detach()
     exponentials = F.avg_pool2d((logits - largest).exp(), side, stride)
-    # One loud patch of 16 says what 16 loud ones say; in a larger part it counts as one of 16.
-    pooled = exponentials.clamp_min(1e-20).log() + largest + math.log(min(16, patches))
+    pooled = exponentials.clamp_min(1e-20).log() + largest + math.log(patches)
     pixels = F.avg_pool2d(damage, side, stride) * patches
     known = ((pixels == 0) | (pixels >= min(FEW, FEW_IN_PATCH * patches))).float()
     losses = F.binary_cross_entropy_with_logits(pooled + offset, (pixels > 0).float(), weight=known, reduction="sum")
     return losses / known.sum().clamp_min(1)
-
-
-def _mean_evidence(parts: nn.ModuleList, similarities: Sequence[Tensor], damage: Tensor) -> Tensor:
-    return torch.stack([part(one, damage) for part, one in zip(parts, similarities, strict=True)]).mean()
 
 
 def twin_loss(logits: Tensor, damage: Tensor) -> Tensor:

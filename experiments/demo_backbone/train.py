@@ -102,7 +102,7 @@ class Training:
     step: int = 0
 
     def update(self, steps: int) -> torch.Tensor:
-        """Make one step of `steps`; returns its losses (5,)."""
+        """Make one step of `steps`; returns its losses (3,)."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, steps) * group["share"]
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=here, help="weights and log")
     parser.add_argument("--pool", type=Path, default=Path("data"), help="where the drawn images are kept")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of images per category")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--threads", type=int, default=1)
     train(parser.parse_args())
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from src.metrics.distributed import common_dtype, gathered, summed
 from src.metrics.functional import (
     Curve,
     anomalous_side,
     auroc,
     average_precision,
     component_areas,
-    curve_of_sorted,
+    count_normals,
     f1_max,
 )
 from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
@@ -25,9 +26,11 @@ class CurveMetric(Metric):
     """Collect (score, target) pairs split by class, ready for an exact curve.
 
     The states are lists on the CPU whatever the device of the inputs: an exact curve needs every score, a category's
-    maps would fill the accelerator beside the model, and sorting values alone is what a CPU does well. Under several
-    processes they would be gathered ("cat"), which torchmetrics does not survive where a process has no sample of a
-    category: the project refuses several processes for now.
+    maps would fill the accelerator beside the model, and sorting values alone is what a CPU does well.
+
+    Several processes exchange in `compute` what `curve` needs, never a map, so all of them have to call it, also one
+    without a sample. torchmetrics' own exchange is off: it gathers whole states, and aborts where one is empty. A
+    cached result is off too: a process without new samples would not join.
     """
 
     full_state_update = False
@@ -37,12 +40,12 @@ class CurveMetric(Metric):
     anomalous_scores: list[Tensor]
     anomalous_areas: list[Tensor]
     normal_scores: list[Tensor]
+    with_regions = False
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("anomalous_scores", default=[], dist_reduce_fx="cat")
-        self.add_state("anomalous_areas", default=[], dist_reduce_fx="cat")
-        self.add_state("normal_scores", default=[], dist_reduce_fx="cat")
+        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+        for state in ("anomalous_scores", "anomalous_areas", "normal_scores"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, targets: Tensor) -> None:
         """Add samples.
@@ -63,16 +66,23 @@ class CurveMetric(Metric):
         self.normal_scores.append(torch.from_numpy(values[~is_anomalous]))
 
     def curve(self) -> Curve:
-        """Return the exact curve of everything that was added; without areas it has no region overlap."""
+        """Return the exact curve of everything that was added, in whichever process.
+
+        The few anomalous scores are gathered; the normal ones stay where they are, and each process counts its own.
+        """
         normals = joined(self.normal_scores)
         self.normal_scores = [normals]  # lets go of the parts: 8 bytes a pixel at most
         normals.numpy().sort()
-        areas = joined(self.anomalous_areas) if self.anomalous_areas else None
-        return curve_of_sorted(anomalous_side(joined(self.anomalous_scores), areas), normals)
+        areas = gathered(joined(self.anomalous_areas).int()) if self.with_regions else None
+        side = anomalous_side(gathered(common_dtype(joined(self.anomalous_scores))), areas)
+        above, at_or_above = count_normals(side.thresholds, normals)
+        return Curve(*side, summed(above), summed(at_or_above), int(summed(torch.tensor(len(normals)))))
 
 
 class RegionCurveMetric(CurveMetric):
     """Collect maps and masks: beside the scores, the area of each anomalous pixel's component."""
+
+    with_regions = True
 
     def update(self, anomaly_map: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]) -> None:
         """Add images.

@@ -1,12 +1,15 @@
 # B = images of a batch; H, W = height, width
 """All metrics of a benchmark: per category, and their mean."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
+import torch
 from torch import Tensor, nn
 from torchmetrics.utilities import rank_zero_warn
 
+from src.metrics.distributed import is_shared, summed
 from src.metrics.image_metrics import ImageMetrics
 from src.metrics.pixel_metrics import PIXEL_ERRORS, PixelMetrics
 
@@ -36,18 +39,33 @@ class BenchmarkResult(TypedDict):
     categories: dict[str, dict[str, float]]
 
 
+class _Counts(NamedTuple):
+    """What there is of a category; the sums over several processes say what there is in any of them."""
+
+    images: int
+    image_parts: int
+    pixel_parts: int
+    vanished_parts: int
+    vanished_masks: int
+
+
 class BenchmarkMetrics(nn.Module):
     """Image and pixel metrics of several categories.
 
     Validation and test need an instance each, and `reset` at the start of each round. A category's scores are kept, 4
-    bytes a pixel, until all its images were seen, if their number is known, and until `reset` otherwise (MVTec at
-    240 x 240: 0.4 GB; VisA at native size about 13 GB).
+    bytes a pixel, until all its images were seen, if their number is known, and until `reset` otherwise and where
+    several processes share the images (MVTec at 240 x 240: 0.4 GB in all; VisA at native size about 13 GB).
 
     Args:
         categories: names, in the order in which results are wanted.
         num_images: how many images of each category will come. A category is computed and forgotten with its last one.
         memory_gb: what the pixel metrics of one category may take, in 10^9 bytes; beyond it they come from a histogram,
             of constant size, and with the bounds of their errors. None for any amount.
+
+    Attributes:
+        num_images: how many images of each category were seen, in this process.
+        vanished_masks: of each category with labels and masks, how many masks are empty though the label is not.
+        finished: the results of categories whose scores are gone.
 
     Raises:
         ValueError: if a category is named twice.
@@ -62,6 +80,7 @@ class BenchmarkMetrics(nn.Module):
         super().__init__()
         self.categories = tuple(categories)
         self.expected_images = dict(num_images or {})
+        self.memory_gb = memory_gb
         self._index = {category: i for i, category in enumerate(self.categories)}
         if len(self._index) != len(self.categories):
             raise ValueError(f"Expected argument `categories` to name each once, but got {list(categories)}.")
@@ -73,9 +92,9 @@ class BenchmarkMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._num_images = dict.fromkeys(self.categories, 0)
-        self._vanished_masks: dict[str, int] = {}
-        self._finished: dict[str, dict[str, float]] = {}
+        self.num_images = dict.fromkeys(self.categories, 0)
+        self.vanished_masks: dict[str, int] = {}
+        self.finished: dict[str, dict[str, float]] = {}
         for name in self.categories:
             self._forget(name)
 
@@ -105,7 +124,7 @@ class BenchmarkMetrics(nn.Module):
         unknown = sorted(set(category) - set(self.categories))
         if unknown:
             raise ValueError(f"Expected argument `category` to be among {list(self.categories)}, but got {unknown}.")
-        complete = sorted(set(category) & set(self._finished))
+        complete = sorted(set(category) & set(self.finished))
         if complete:
             raise ValueError(f"Expected argument `category` to have images left to come, but got {complete}.")
         if mask is not None and anomaly_map is None:
@@ -122,9 +141,9 @@ class BenchmarkMetrics(nn.Module):
                 raise ValueError(f"Expected argument `{name}` to have length {len(category)}, but got {len(value)}.")
 
         for name in dict.fromkeys(category):
-            image_metrics, pixel_metrics = self._metrics_of(name)
+            image_metrics, pixel_metrics = self.metrics_of(name)
             rows = [row for row, other in enumerate(category) if other == name]
-            self._num_images[name] += len(rows)
+            self.num_images[name] += len(rows)
             if label is not None:
                 image_metrics.update(cls_score[rows], map_max[rows], label[rows])
             if mask is not None and anomaly_map is not None:
@@ -134,10 +153,9 @@ class BenchmarkMetrics(nn.Module):
                     _warn_of_histogram(name)
                 if label is not None:
                     vanished = sum(bool(label[row]) and not bool(mask[row].any()) for row in rows)
-                    self._vanished_masks[name] = self._vanished_masks.get(name, 0) + vanished
-            if self._num_images[name] == self.expected_images.get(name):
-                self._finished[name] = self._compute_category(name)
-                self._forget(name)
+                    self.vanished_masks[name] = self.vanished_masks.get(name, 0) + vanished
+            if self.num_images[name] == self.expected_images.get(name) and not is_shared():
+                self.finish(name)
 
     def compute(self) -> BenchmarkResult:
         """Return the metrics of each category that got an image, and their mean.
@@ -147,11 +165,14 @@ class BenchmarkMetrics(nn.Module):
         the number of images labelled anomalous whose mask is empty at the evaluation size. A category whose pixel
         metrics come from a histogram has `PIXEL_ERRORS` too: how far off each can be. The mean of a metric is over the
         categories that have it; a metric that none has is absent. Nothing is reset.
+
+        Several processes get the same result, that of all their images; each of them has to call this.
         """
+        counts = summed(torch.tensor([self._counts(name) for name in self.categories]).reshape(-1, 5)).tolist()
         categories = {
-            name: self._finished[name] if name in self._finished else self._compute_category(name)
-            for name in self.categories
-            if self._num_images[name]
+            name: self.finished[name] if name in self.finished else self._compute_category(name, _Counts(*own))
+            for name, own in zip(self.categories, counts, strict=True)
+            if own[0]
         }
         mean = {}
         for metric in METRIC_NAMES:
@@ -160,21 +181,42 @@ class BenchmarkMetrics(nn.Module):
                 mean[metric] = sum(values) / len(values)
         return {"mean": mean, "categories": categories}
 
-    def _compute_category(self, name: str) -> dict[str, float]:
+    def finish(self, name: str) -> None:
+        """Compute a category and let go of its scores: no image of it is to come, here or in another process."""
+        self.finished[name] = self._compute_category(name, self._counts(name))
+        self._forget(name)
+
+    def _counts(self, name: str) -> _Counts:
+        image_metrics, pixel_metrics = self.metrics_of(name)
+        return _Counts(
+            self.num_images[name],
+            len(image_metrics.label),
+            len(pixel_metrics.normal_scores) + len(pixel_metrics.histogram),
+            int(name in self.vanished_masks),
+            self.vanished_masks.get(name, 0),
+        )
+
+    def _compute_category(self, name: str, counts: _Counts) -> dict[str, float]:
         result: dict[str, float] = {}
-        for metric in self._metrics_of(name):
-            if metric.update_called:  # torchmetrics warns where nothing was added
-                result.update(metric.compute())
-        if name in self._vanished_masks:
-            result["vanished_masks"] = self._vanished_masks[name]
+        image_metrics, pixel_metrics = self.metrics_of(name)
+        with warnings.catch_warnings():
+            # A process without an image of the category has to join all the same.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric .* was called before")
+            if counts.image_parts:
+                result |= image_metrics.compute()
+            if counts.pixel_parts:
+                result |= pixel_metrics.compute()
+        if counts.vanished_parts:
+            result["vanished_masks"] = counts.vanished_masks
         _warn_of_errors(name, result)
         return result
 
     def _forget(self, name: str) -> None:
-        for metric in self._metrics_of(name):
+        for metric in self.metrics_of(name):
             metric.reset()
 
-    def _metrics_of(self, name: str) -> tuple[ImageMetrics, PixelMetrics]:
+    def metrics_of(self, name: str) -> tuple[ImageMetrics, PixelMetrics]:
+        """Return the metrics of a category."""
         index = self._index[name]
         return cast(ImageMetrics, self.image_metrics[index]), cast(PixelMetrics, self.pixel_metrics[index])
 

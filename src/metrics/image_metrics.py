@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from src.metrics.base import joined, summarise
+from src.metrics.distributed import gathered
 from src.metrics.functional import exact_curve, fuse_image_scores
 from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
 
@@ -15,7 +16,7 @@ class ImageMetrics(Metric):
     """AUROC, AP and F1-max of the fused image score of one category.
 
     Fusion needs all images of the category, so the two terms are kept (on the CPU, a few numbers per image) and fused
-    in `compute`. Not for several processes yet; see `CurveMetric`.
+    in `compute`, where several processes gather them; see `CurveMetric`.
     """
 
     full_state_update = False
@@ -25,10 +26,9 @@ class ImageMetrics(Metric):
     label: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("cls_score", default=[], dist_reduce_fx="cat")
-        self.add_state("map_max", default=[], dist_reduce_fx="cat")
-        self.add_state("label", default=[], dist_reduce_fx="cat")
+        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+        for state in ("cls_score", "map_max", "label"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, cls_score: Tensor, map_max: Tensor, label: Tensor) -> None:
         """Add images.
@@ -56,6 +56,7 @@ class ImageMetrics(Metric):
 
         Empty if a class is missing.
         """
-        fused = fuse_image_scores(joined(self.cls_score), joined(self.map_max))  # (N,)
-        label = joined(self.label).bool().to(fused.device)
+        cls_score, map_max = (gathered(joined(state).double()) for state in (self.cls_score, self.map_max))
+        fused = fuse_image_scores(cls_score, map_max)  # (N,)
+        label = gathered(joined(self.label).int()).bool()
         return summarise(exact_curve(fused[label], fused[~label]), "image")

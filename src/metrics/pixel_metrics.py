@@ -4,9 +4,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from src.metrics.base import RegionCurveMetric, summarise
+from src.metrics.distributed import summed
 from src.metrics.functional import (
     Curve,
     aupro,
@@ -55,9 +57,7 @@ class PixelMetrics(RegionCurveMetric):
     def update(self, anomaly_map: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]) -> None:
         """Add images; see `RegionCurveMetric.update`."""
         super().update(anomaly_map, mask)
-        num_pixels = sum(len(part) for part in (*self.anomalous_scores, *self.normal_scores))
-        if not self.is_exact or (self.max_pixels is not None and num_pixels > self.max_pixels):
-            self._hand_over()
+        self.limit_memory()
 
     def compute(self) -> dict[str, float]:
         """Return pixel_AUROC, pixel_AP, pixel_F1Max, pixel_AUPRO in [0, 1] and pixel_F1Max_threshold.
@@ -71,11 +71,26 @@ class PixelMetrics(RegionCurveMetric):
         return {name: value for name, value in values.items() if value is not None}
 
     def curve(self) -> Curve:
-        """Return the curve of everything that was added."""
-        if self.is_exact:
+        """Return the curve of everything that was added, in whichever process.
+
+        It is exact or not as it would be in a single one: they hand over together.
+        """
+        num_pixels, num_histograms = summed(torch.tensor([self._num_pixels(), len(self.histogram)])).tolist()
+        if not num_histograms and not self._is_too_much(num_pixels):
             return super().curve()
         self._hand_over()
-        return histogram_curve(self.histogram[0])
+        return histogram_curve(summed(self.histogram[0]))
+
+    def limit_memory(self) -> None:
+        """Hand over to the histogram if there is one already, or if more pixels are held than may be."""
+        if not self.is_exact or self._is_too_much(self._num_pixels()):
+            self._hand_over()
+
+    def _num_pixels(self) -> int:
+        return sum(len(part) for part in (*self.anomalous_scores, *self.normal_scores))
+
+    def _is_too_much(self, num_pixels: int) -> bool:
+        return self.max_pixels is not None and num_pixels > self.max_pixels
 
     def _hand_over(self) -> None:
         """Move all scores to the histogram, part by part; torchmetrics' `forward` may leave a second one."""

@@ -11,7 +11,6 @@ from src.metrics.functional.curve import (
     anomalous_side,
     ascending,
     count_normals,
-    curve_of_sorted,
     exact_curve,
 )
 from src.metrics.functional.f1_max import BestF1, f1_max
@@ -35,7 +34,6 @@ __all__ = [
     "count_anomalous",
     "count_normal",
     "count_normals",
-    "curve_of_sorted",
     "empty_histogram",
     "exact_curve",
     "f1_max",

@@ -71,12 +71,8 @@ def exact_curve(anomalous_scores: Tensor, normal_scores: Tensor, areas: Tensor |
     """
     normal_scores = as_scores(normal_scores, "normal_scores")
     check_ndim(normal_scores, "normal_scores", 1)
-    return curve_of_sorted(anomalous_side(anomalous_scores, areas), ascending(normal_scores))
-
-
-def curve_of_sorted(side: AnomalousSide, ascending_normals: Tensor) -> Curve:
-    """Complete the anomalous side of a curve by the counts of normal scores (N,), which ascend."""
-    return Curve(*side, *count_normals(side.thresholds, ascending_normals), len(ascending_normals))
+    side = anomalous_side(anomalous_scores, areas)
+    return Curve(*side, *count_normals(side.thresholds, ascending(normal_scores)), len(normal_scores))
 
 
 def anomalous_side(scores: Tensor, areas: Tensor | None = None) -> AnomalousSide:
