@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.models.architecture import STAGES
-from src.models.dual_path import Level, dual_attention
+from src.models.dual_block import dual_attention
+from src.models.dual_path import Level
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")
 
