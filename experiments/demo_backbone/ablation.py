@@ -13,7 +13,19 @@ from torch.nn import functional as F
 
 from datamodules.demo.protocol import PROJECTION_TEST, PROJECTION_TRAIN
 from experiments.demo_backbone.captions import project_prompts
-from experiments.demo_backbone.measure import SEEDS, SETTINGS, TestSet, draw_test_set, fit_projections, load, score
+from experiments.demo_backbone.measure import (
+    EPOCHS,
+    FOCAL_WEIGHT,
+    RATE,
+    SEEDS,
+    SETTINGS,
+    SIGMA,
+    TestSet,
+    draw_test_set,
+    fit_projections,
+    load,
+    score,
+)
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE
 from src.metrics.benchmark_metrics import METRIC_NAMES
 from src.models.backbone import Backbone
@@ -21,8 +33,6 @@ from src.models.maps import to_grid
 from src.models.method import Features, Method
 from src.models.sdp import CLIP_TEMPERATURE, SDP
 from src.models.sdp_plus import SDPPlus
-
-SIGMA, EPOCHS, RATE = 3.0, 10, 1e-3
 
 
 class PlainSimilarity(SDP):
@@ -38,6 +48,8 @@ class PlainSimilarity(SDP):
 
 class OnePath(SDP):
     """SDP without the second path: its patch tokens are the original path's, normed and projected."""
+
+    reads_original = True
 
     def features(self, images: Tensor) -> Features:
         """The levels' original tokens in the joint embedding, (B, L, 1+P, D), in the place of the surgery tokens."""
@@ -57,6 +69,7 @@ def variants(backbone: Backbone, train: TestSet) -> Iterator[tuple[str, Method]]
         torch.manual_seed(42)
         method = kind(backbone, prompts, smoothing_sigma=SIGMA, **{**SETTINGS, **changed})
         if isinstance(method, SDPPlus):
+            method.focal_weight = FOCAL_WEIGHT
             fit_projections(method, train, EPOCHS, RATE)
         return method
 

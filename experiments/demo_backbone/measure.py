@@ -34,6 +34,8 @@ from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
 
 SEEDS = {"selection": SELECTION_SEED, "report": REPORT_SEED}
+# The settings of sdp_demo and sdp_plus_demo.
+SIGMA, RATE, EPOCHS, FOCAL_WEIGHT = 4.0, 1e-3, 20, 5.0
 SETTINGS: dict[str, Any] = {"feature_layers": [1, 2, 3, 4], "feature_tap": "reference", "representative": "mean"}
 
 
@@ -50,11 +52,6 @@ class TestSet(NamedTuple):
         for i in range(0, len(self.labels), size):
             part = slice(i, i + size)
             yield self.images[part], self.masks[part], self.labels[part], self.categories[part]
-
-    def pick(self, order: Sequence[int]) -> "TestSet":
-        """The images of these numbers, in this order."""
-        rows = torch.as_tensor(order)
-        return TestSet(self.images[rows], self.masks[rows], self.labels[rows], [self.categories[i] for i in order])
 
 
 def draw_test_set(seed: int, categories: Sequence[str], side: int) -> TestSet:
@@ -86,14 +83,18 @@ def score(method: Method, data: TestSet) -> BenchmarkResult:
 
 
 def fit_projections(method: SDPPlus, data: TestSet, epochs: int, rate: float, seed: int = 42) -> None:
-    """Train SDP+ on a data set with masks: Adam, batches of 8 in random order."""
+    """Train SDP+ on data with masks: Adam, batches of 8 in random order. The frozen features are computed once."""
     method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
+    parts = [method.features(images) for images, *_ in data.batches(64)]
+    features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    text = method.text(data.categories)
     optimizer = torch.optim.Adam(method.trainable_parameters().values(), lr=rate)
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
-        for images, masks, _, names in data.pick(rng.permutation(len(data.labels)).tolist()).batches(8):
+        for rows in torch.from_numpy(rng.permutation(len(data.labels))).split(8):
+            batch = {name: values[rows] for name, values in features.items()}
             optimizer.zero_grad()
-            method.loss(method.features(images), method.text(names), masks)["loss"].backward()
+            method.loss(batch, text[rows], data.masks[rows])["loss"].backward()
             optimizer.step()
 
 
@@ -120,7 +121,7 @@ def measure(
     say(table(f"SDP, sigma {sigma}", score(sdp, draw_test_set(seed, list(DEFECTS), side))))
     unseen = draw_test_set(seed, PROJECTION_TEST, side)
     torch.manual_seed(42)
-    sdp_plus = SDPPlus(backbone, prompts, smoothing_sigma=sigma, **SETTINGS)
+    sdp_plus = SDPPlus(backbone, prompts, smoothing_sigma=sigma, focal_weight=FOCAL_WEIGHT, **SETTINGS)
     fit_projections(sdp_plus, draw_test_set(seed, PROJECTION_TRAIN, side), epochs, rate)
     say(table("SDP, unseen categories", score(sdp, unseen)))
     say(table(f"SDP+, unseen categories, {epochs} epochs, rate {rate:g}", score(sdp_plus, unseen)))
@@ -131,9 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=ARCHITECTURE_FILE.with_name("demo_clip.safetensors"))
     parser.add_argument("--seed", choices=SEEDS, default="selection")
-    parser.add_argument("--sigma", type=float, default=3.0)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--sigma", type=float, default=SIGMA)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
