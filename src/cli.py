@@ -110,6 +110,8 @@ def one_line(error: BaseException) -> str | None:
             return f"{cause.strerror}: {cause.filename}"
         if type(cause).__module__.startswith("wandb."):
             return f"W&B: {reason_of(cause)}; log in by `wandb login`, or set logger.wandb.offline=true"
+        if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            return f"torch.compile: {reason_of(cause)}; set backbone.compile=false, or install what it needs"
         is_lightnings = type(cause).__name__ == "MisconfigurationException"
         if is_lightnings or isinstance(cause, (HydraException, OmegaConfBaseException)):
             return " ".join(str(cause).split())

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch._inductor.exc import InvalidCxxCompiler
 
 from src.models.backbone import Backbone, BackboneSource
+from src.models.dual_block import run_block
 from src.models.sdp_plus import SDPPlus
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
@@ -93,6 +95,44 @@ def test_what_an_evaluation_leaves(cli: Cli, options: list[str], golden_a: Golde
     assert provenance["finished"]
     for category in ("candle", "pcb1"):
         assert f"│ {category}" in run.out
+
+
+def test_sentences_are_encoded_once_for_all_runs(
+    cli: Cli, options: list[str], golden_a: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = cli.ok("eval", "+exp=sdp_mvtec", *options, name="cold")
+    monkeypatch.setattr("src.models.backbone.encode_tokens", None)  # the tower can't be asked any more
+    warm = cli.ok("eval", "+exp=sdp_mvtec", *options, "trainer.precision=32-true", name="warm")
+    assert warm.metrics == cold.metrics
+    assert warm.predictions == cold.predictions
+    with pytest.raises(TypeError):  # random weights are new in each run
+        cli("eval", "+exp=sdp_mvtec", *options, "backbone.pretrained=null", name="random")
+
+
+def test_compiling_is_asked_for_by_the_backbone(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    cli.ok("eval", "+exp=sdp_mvtec", *options, name="eager")
+    assert compiled == []
+    cli.ok("eval", "+exp=sdp_mvtec", *options, "backbone.compile=true", name="compiled")
+    assert compiled == [run_block]
+
+
+def test_without_a_compiler_compiling_ends_in_one_line(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda _: fail)
+    message = cli.error("eval", "+exp=sdp_mvtec", *options, "backbone.compile=true")
+    assert message.startswith("torch.compile: ")
+    assert "backbone.compile=false" in message
+
+
+def test_the_profiler_prints_where_the_time_goes(cli: Cli, options: list[str]) -> None:
+    run = cli.ok("eval", "+exp=sdp_mvtec", *options, "trainer.profiler=simple")
+    assert "AnomalyModule.on_test_start" in run.out
 
 
 def test_a_finished_run_is_not_overwritten(cli: Cli, options: list[str]) -> None:

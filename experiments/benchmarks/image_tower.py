@@ -16,12 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
+from experiments.demo_backbone.captions import project_prompts
 from src.models.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
+from src.models.maps import gaussian_blur
+from src.models.sdp import SDP
+from src.models.sdp_plus import SDPPlus
 
 NAME = "ViT-B-16-plus-240"  # weights don't change the time: random ones
 LAYERS = (3, 6, 9, 12)
 STAGE_LENGTH = 3
+SIGMA = 8.0
 ENCODE = "open_clip's encode_image"
 
 
@@ -67,6 +72,32 @@ def matrix_products(backbone: Backbone, batch: int) -> Callable[[], None]:
                 F.linear(left, right)
 
     return run
+
+
+def rows_behind_the_tower(backbone: Backbone, images: Tensor, rounds: int) -> list[dict[str, Any]]:
+    """What an evaluation does with the tokens, as a share of the time of the tower that gives them."""
+    size, embed_dim = images.shape[-1], backbone.architecture.embed_dim
+    text = F.normalize(torch.randn(len(images), embed_dim, 2), dim=1)
+    maps = torch.randn(len(images), size, size)
+    rows = []
+    for model in (SDP, SDPPlus):
+        method = model(backbone, project_prompts(), LAYERS, "reference", SIGMA, "mean")
+        features = method.features(images)
+        ways: dict[str, Callable[[], object]] = {
+            "tower": partial(method.features, images),
+            "similarities, upsampling, smoothing": partial(method.score, features, text),
+            "smoothing alone": partial(gaussian_blur, maps, SIGMA),
+        }
+        seconds = paired_medians(ways, rounds)
+        rows += [
+            {
+                "part": f"{method.name}: {name}",
+                "s / image": taken / len(images),
+                "of the tower": taken / seconds["tower"],
+            }
+            for name, taken in seconds.items()
+        ]
+    return rows
 
 
 def under_bfloat16(run: Callable[[], object]) -> object:
@@ -116,9 +147,11 @@ def main() -> None:
         for name, taken in seconds.items()
     ]
     title = f"{NAME}, batch of {arguments.batch}, {arguments.threads} threads, random weights"
+    behind = rows_behind_the_tower(backbone, images, arguments.rounds)
     print_table(title, rows)
+    print_table("Behind the tower, fp32", behind)
     settings = {"instructions": torch.backends.cpu.get_cpu_capability(), **vars(arguments)}
-    write_results("image_tower", {title: rows}, **settings)
+    write_results("image_tower", {title: rows, "Behind the tower, fp32": behind}, **settings)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from src.models.method import Features, Method
 from src.models.sdp import CLIP_TEMPERATURE, SDP
 from src.models.sdp_plus import SDPPlus
 
-SIGMA, EPOCHS, RATE = 4.0, 10, 1e-3
+SIGMA, EPOCHS, RATE = 3.0, 10, 1e-3
 
 
 class PlainSimilarity(SDP):

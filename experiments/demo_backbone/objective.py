@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.models.dual_path import Level
-
 # Sides, in patches, of the parts that are asked whether they show damage.
 SIDES = (1, 2, 4)
 # The slope is fixed: a free one shrinks while evidence is weak, and with it all that the tower could learn from it.
@@ -54,12 +52,19 @@ class Objective(nn.Module):
         self.parts = nn.ModuleList(PartEvidence(SIDES, SLOPE) for _ in range(levels))
 
     def forward(
-        self, levels: Sequence[Level], sentences: Tensor, scale: Tensor, category: Tensor, damage: Tensor
+        self,
+        levels: Sequence[Tensor],
+        cls_token: Tensor,
+        sentences: Tensor,
+        scale: Tensor,
+        category: Tensor,
+        damage: Tensor,
     ) -> Losses:
         """Losses of a batch.
 
         Args:
-            levels: of B images.
+            levels: original tokens of B images, L of (B, 1+P, W).
+            cls_token: the images' embeddings, (B, D), unit length.
             sentences: (2 C, K, D), unit length; the sides are normal and anomalous of class 0, of class 1, ...
             scale: CLIP's temperature, a scalar.
             category: (B,), class numbers.
@@ -68,9 +73,8 @@ class Objective(nn.Module):
         sides = F.normalize(sentences.mean(dim=1), dim=-1).view(-1, 2, sentences.shape[-1])  # (C, 2, D)
         text = sides[category].transpose(1, 2)  # (B, D, 2)
         contrast = text[..., 1:] - text[..., :1]  # (B, D, 1)
-        read = [readout(level.original[:, 1:]) for readout, level in zip(self.readouts, levels, strict=True)]
+        read = [readout(level[:, 1:]) for readout, level in zip(self.readouts, levels, strict=True)]
         readouts = [(F.normalize(tokens, dim=-1) @ contrast)[..., 0] for tokens in read]  # (B, P)
-        cls_token = F.normalize(levels[-1].surgery[:, 0], dim=-1)  # (B, D)
         pixels = damage.sum(dim=(1, 2))  # (B,)
         side, known = 2 * category + (pixels > 0).long(), ((pixels == 0) | (pixels >= FEW)).float()
         return Losses(

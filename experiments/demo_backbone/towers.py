@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.models.architecture import STAGES
-from src.models.dual_path import Level, dual_attention
+from src.models.dual_block import BlockPlan, run_block
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")
+ORIGINAL_PATH = BlockPlan(starts_stage=False, second=False, only_cls=False, mlp=True)
 
 
 def build_clip(vocabulary: int) -> CLIP:
@@ -37,32 +38,25 @@ def embed_window(clip: CLIP, images: Tensor, corner: tuple[int, int]) -> Tensor:
     return visual.ln_pre(torch.cat([cls_token, tokens.flatten(1, 2)], dim=1))
 
 
-def dual_path_levels(clip: CLIP, tokens: Tensor) -> list[Level]:
-    """The last block of each stage as a level, read as `feature_tap=reference` does, with gradients.
+def level_tokens(clip: CLIP, tokens: Tensor) -> list[Tensor]:
+    """Original tokens (B, 1+P, W) of the last block of each stage, as `feature_tap=reference` reads them.
 
-    A level's original tokens hold the attention residual of the next block; its second path ends with the stage.
+    They hold the attention residual of the next block. Unlike `DualPath` this has gradients.
     """
-    visual = clip.visual
-    blocks = visual.transformer.resblocks
+    blocks = clip.visual.transformer.resblocks
     stage_length = len(blocks) // STAGES
-    seconds: list[Tensor] = []
-    originals: list[Tensor] = []
-    second = torch.zeros_like(tokens)
+    levels = []
     for number, block in enumerate(blocks):
-        residual, value_residual = dual_attention(block, tokens)
-        starts_stage = number % stage_length == 0
-        tokens = tokens + residual
-        if starts_stage and number:
-            originals.append(tokens)
-            seconds.append(second)
-        second = value_residual if starts_stage else second + value_residual
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-    originals.append(tokens)
-    seconds.append(second)
-    return [
-        Level(original, visual.ln_post(torch.cat([original[:, :1], second[:, 1:]], dim=1)) @ visual.proj)
-        for original, second in zip(originals, seconds, strict=True)
-    ]
+        state = run_block(block, ORIGINAL_PATH, tokens, None)
+        if number and number % stage_length == 0:
+            levels.append(state.attended)
+        tokens = state.output
+    return [*levels, tokens]
+
+
+def embed_cls(clip: CLIP, tokens: Tensor) -> Tensor:
+    """The image's unit embedding (B, D), from the last block's tokens (B, 1+P, W)."""
+    return F.normalize(clip.visual.ln_post(tokens[:, 0]) @ clip.visual.proj, dim=-1)
 
 
 def encode_sentences(clip: CLIP, ids: Tensor) -> Tensor:

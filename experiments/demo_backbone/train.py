@@ -22,7 +22,7 @@ from experiments.demo_backbone.muon import Muon
 from experiments.demo_backbone.objective import Losses, Objective
 from experiments.demo_backbone.pool import Pool, load_pool
 from experiments.demo_backbone.start import start_image_tower
-from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, dual_path_levels, embed_window
+from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, embed_cls, embed_window, level_tokens
 from src.models.architecture import STAGES
 
 VOCABULARY, WEIGHTS_NAME = 49408, "demo_clip.safetensors"
@@ -53,8 +53,9 @@ def draw_sentences(embedded: list[torch.Tensor], generator: torch.Generator) -> 
 
 def losses_of(clip: CLIP, objective: Objective, batch: Batch, sentences: torch.Tensor) -> Losses:
     """Run the image tower on a batch and compare it with sentences (2 C, SENTENCES, D)."""
-    levels = dual_path_levels(clip, embed_window(clip, batch.images, batch.corner))
-    return objective(levels, sentences, clip.logit_scale.exp(), batch.category, batch.damage)
+    levels = level_tokens(clip, embed_window(clip, batch.images, batch.corner))
+    cls_token = embed_cls(clip, levels[-1])
+    return objective(levels, cls_token, sentences, clip.logit_scale.exp(), batch.category, batch.damage)
 
 
 def export(clip: CLIP, captions: Captions, path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class FeatureCache:
         try:
             with torch.random.fork_rng():  # a loader draws a seed for its workers
                 for batch in track(loader, "features", transient=True, disable=hidden):
-                    records = [record for record, _ in zip(rest, batch["category"], strict=False)]
+                    records = list(islice(rest, len(batch["category"])))
                     arrays = list(self._arrays(batch, records, entries))
                     if not written:
                         size = sum(array.nbytes for *_, array in arrays) / len(records)

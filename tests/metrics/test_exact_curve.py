@@ -120,6 +120,16 @@ def test_float64_ranks_what_float32_cannot():
     assert auroc(exact_curve(one + 1e-12, one.float())) == 1.0
 
 
+@pytest.mark.parametrize("levels", [None, 5, 300])
+def test_counts_over_more_scores_than_a_chunk_holds(levels):
+    score, _ = draw(3, levels, n=200_000)
+    normal, thresholds = score[1000:].numpy(), score[:1000].unique().flip(0)
+    thresholds = torch.cat((thresholds[:1] + 99, thresholds, thresholds[-1:] - 99))
+    above, at_or_above = count_normals(thresholds, ascending(score[1000:]))
+    assert above.tolist() == [int((normal > t).sum()) for t in thresholds.numpy()]
+    assert at_or_above.tolist() == [int((normal >= t).sum()) for t in thresholds.numpy()]
+
+
 def test_normal_counts_add_up_over_a_partition():
     # What lets processes exchange thresholds and counts instead of maps.
     score, target = draw(3, levels=30)

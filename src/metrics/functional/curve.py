@@ -18,6 +18,8 @@ from src.metrics.functional.checks import as_scores, check_ndim, check_shape
 
 Scores = NDArray[np.floating]
 
+_CHUNK = 1 << 16
+
 
 class Curve(NamedTuple):
     """Cumulative counts at every distinct anomalous score, highest score first.
@@ -103,7 +105,7 @@ def anomalous_side(scores: Tensor, areas: Tensor | None = None) -> AnomalousSide
 
 
 def _descending(scores: Scores, areas: NDArray[np.int32]) -> tuple[Scores, NDArray[np.integer]]:
-    """Sort pairs by score, then by area. A float32 and its area fit one integer, which sorts six times as fast."""
+    """Sort pairs by score, then by area. A float32 and its area fit one integer, which sorts four times as fast."""
     if scores.dtype != np.float32:
         order = np.lexsort((areas, scores))[::-1]
         return scores[order], areas[order]
@@ -130,12 +132,23 @@ def count_normals(thresholds: Tensor, ascending_normals: Tensor) -> tuple[Tensor
     """
     common = torch.promote_types(thresholds.dtype, ascending_normals.dtype)  # widening keeps order and ties
     normals, values = ascending_normals.to(common).numpy(), thresholds.to(common).numpy()[::-1]
-    below = np.searchsorted(normals, values, side="left")  # (T,); it is quicker where the values ascend
+    below = _count_below(normals, values)  # (T,)
     at_or_below = below.copy()
     nearest = normals[np.minimum(below, len(normals) - 1)] if len(normals) else np.full_like(values, np.nan)
     tied = np.flatnonzero(nearest == values)  # few, where scores hardly repeat
     at_or_below[tied] = np.searchsorted(normals, values[tied], side="right")
     return torch.from_numpy(len(normals) - at_or_below[::-1]), torch.from_numpy(len(normals) - below[::-1])
+
+
+def _count_below(normals: Scores, values: Scores) -> NDArray[np.int64]:
+    """Search ascending values in ascending normal scores, chunk by chunk: a chunk stays in the processor's cache."""
+    below, done = np.full(len(values), len(normals)), 0
+    for start in range(0, len(normals), _CHUNK):
+        chunk = normals[start : start + _CHUNK]
+        end = done + int(np.searchsorted(values[done:], chunk[-1], side="right"))
+        below[done:end] = start + np.searchsorted(chunk, values[done:end], side="left")
+        done = end
+    return below
 
 
 def ascending(scores: Tensor) -> Tensor:
