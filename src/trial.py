@@ -104,10 +104,12 @@ def run_in_new_process(command: str) -> float | None:
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     done = subprocess.run(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True, check=False)
     lines = done.stderr.splitlines()
-    if done.returncode != 0:
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise UserError((said or lines or [f"exit code {done.returncode}"])[-1])
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if said and done.returncode != 0:
+        raise UserError(said[-1])
     print(done.stderr, end="", file=sys.stderr)
+    if done.returncode != 0:
+        raise UserError((lines or [f"exit code {done.returncode}"])[-1])
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     score: float | None = provenance.get("trained_weights", {}).get("score")
     return score

@@ -167,6 +167,24 @@ def test_a_fresh_process_gives_the_same_trial(cli: Cli, options: list[str]) -> N
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
+def test_each_process_of_a_trial_has_the_trials_own_settings(cli: Cli, options: list[str]) -> None:
+    train = [*options, *TRAIN, *HELD_OUT, "train_data.batch_size=2", "optimizer.lr=1e-4,1e-2"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    sweep = cli.ok("train", "-m", *train, *ddp, name="sweep")
+    assert statuses(sweep.folder) == ["finished", "finished"]
+    assert sorted(path.name for path in sweep.folder.iterdir() if path.is_dir()) == ["0", "1"]
+    for number, lr in enumerate((1e-4, 1e-2)):
+        run = json.loads((sweep.folder / str(number) / "provenance.json").read_text())
+        assert run["device"]["processes"] == 2
+        assert run["config"]["optimizer"]["lr"] == lr
+        # A batch is shared among the processes.
+        single = [*options, *TRAIN, *HELD_OUT, "train_data.batch_size=2", f"optimizer.lr={lr}"]
+        one = cli.ok("train", *single, name=f"one_{number}")
+        several = json.loads((sweep.folder / str(number) / "metrics.json").read_text())
+        assert several["mean"] == pytest.approx(one.metrics["mean"], abs=1e-4)
+
+
 def test_a_search_without_held_out_categories_is_refused(cli: Cli, options: list[str]) -> None:
     search = ["-m", *options, *TRAIN, "+sweep=optuna"]
     message = cli.error("train", *search, name="sweep")
