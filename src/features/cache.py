@@ -99,7 +99,7 @@ class FeatureCache:
         paths: Mapping[Record, Mapping[str, Path]],
         entries: Mapping[Record, Entry],
     ) -> None:
-        """Compute what is missing and write it; if that fails, nothing of it stays."""
+        """Compute what is missing and write it; if there is no room for all of it, nothing of it stays."""
         missing = [record for record, entry in entries.items() if None in entry.values()]
         if not missing:
             return
@@ -119,7 +119,7 @@ class FeatureCache:
                     for record, part, array in arrays:
                         written.append(paths[record][part])
                         entries[record][part] = self.store.write(paths[record][part], array)
-        except BaseException:
+        except (NoRoom, OSError):
             for path in written:
                 path.unlink(missing_ok=True)
             raise
