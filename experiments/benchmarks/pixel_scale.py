@@ -10,37 +10,37 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.drawn_maps import draw_category
+from experiments.benchmarks.drawn_maps import DrawnCategory, draw_category
 from experiments.benchmarks.timing import print_table, set_threads, write_results
 from src.metrics import PixelMetrics
 
 BATCH = 8
 DISTINCT = 24  # images that are drawn; all others are made from these by a shift and a little noise
+CLEAR_PEAK = Path("/proc/self/clear_refs")  # 5 sets VmHWM, the peak, to what is held now
 VARIANTS = {"exact": None, "histogram": 0}
 
 
 class Measurement(NamedTuple):
-    """Seconds of all updates and of compute, and bytes at the peak beside a batch and what Python itself takes."""
+    """Seconds of all updates and of compute, and bytes at the peak, beyond what the process held before."""
 
     update: float
     compute: float
     peak: int
 
 
-def batches(num_images: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(category: DrawnCategory, num_images: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Maps and masks (B, S, S)."""
-    rng = np.random.default_rng(num_images)
-    category = draw_category(DISTINCT, side)
+    rng, side = np.random.default_rng(num_images), category.maps.shape[-1]
     for start in range(0, num_images, BATCH):
         picked = rng.integers(DISTINCT, size=min(BATCH, num_images - start))
         moved = int(rng.integers(side))
@@ -52,22 +52,28 @@ def batches(num_images: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
 def measure(num_images: int, side: int, max_pixels: int | None, threads: int) -> Measurement:
     """Evaluate a category of drawn maps; meant for a fresh process."""
     set_threads(threads)
+    category = draw_category(DISTINCT, side)
     warm_up = PixelMetrics(max_pixels)
-    warm_up.update(*next(batches(BATCH, side)))
+    for maps, masks in batches(category, BATCH):
+        warm_up.update(maps, masks)
     warm_up.compute()
-    before = _peak()
+    warm_up.reset()
+    CLEAR_PEAK.write_text("5")
+    before = _status("VmRSS")
     metrics, updating = PixelMetrics(max_pixels), 0.0
-    for maps, masks in batches(num_images, side):
+    for maps, masks in batches(category, num_images):
         start = time.perf_counter()
         metrics.update(maps, masks)
         updating += time.perf_counter() - start
     start = time.perf_counter()
     metrics.compute()
-    return Measurement(updating, time.perf_counter() - start, _peak() - before)
+    return Measurement(updating, time.perf_counter() - start, _status("VmHWM") - before)
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(key: str) -> int:
+    """A line of Linux's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def rows_of(images: list[int], side: int, rounds: int, threads: int) -> list[dict[str, Any]]:
