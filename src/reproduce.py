@@ -23,7 +23,7 @@ METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
 # On one CPU two runs are equal to the last digit; another CPU, or number of threads, adds in another order.
 CPU_TOLERANCE = 1e-6
-# A GPU adds gradients in any order: the upsampling's has no deterministic implementation.
+# Chosen, not measured: kernels of a GPU may add in another order from run to run.
 GPU_TOLERANCE = 1e-2
 _NEEDED = {"kind", "command", "config", "finished", "data", "backbone", "checkpoint", "code", "packages", "device"}
 
