@@ -73,7 +73,7 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
         (["+trainer.limit_test_batches=0"], ["limit_test_batches"]),
         (["trainer.precision=64-true"], ["bf16-mixed", "64-true"]),
         (["trainer=gpu"], ["gpu"]),
-        (["+trainer.num_nodes=2"], ["trainer.devices=1"]),
+        (["trainer.devices=2", "+trainer.strategy=ddp_spawn"], ["ddp_spawn", "trainer.strategy must be ddp"]),
         (["trainer.precision=8"], ["8"]),
         (["prompts.templates=['no place']"], ["no place"]),
     ],

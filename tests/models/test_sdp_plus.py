@@ -117,7 +117,7 @@ def test_loss_is_the_sum_of_its_parts_over_the_levels(tiny: Backbone) -> None:
 def test_the_losses_are_weighted(tiny: Backbone) -> None:
     model = build(SDPPlus, tiny)
     model.focal_weight, model.dice_weight = 2.0, 0.25
-    loss = model.loss(random_images(4), random_text(4), masks())
+    loss = model.loss(model.features(random_images(4)), random_text(4), masks())
     torch.testing.assert_close(loss["loss"].detach(), 2 * loss["focal"] + loss["dice"] / 4)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from src.models.backbone import Backbone
-from src.models.method import Method, Scores
+from src.models.method import Features, Method, Scores
 from src.models.projections import LevelProjections
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
@@ -36,9 +36,9 @@ class Projections(Method):
     def __init__(self, levels: int = 4, width: int = 32, embed_dim: int = 24) -> None:
         super().__init__()
         self.projections = LevelProjections(levels, width, embed_dim)
-        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.tower = nn.Linear(3, 3).requires_grad_(False)
 
-    def forward(self, images: Tensor, text: Tensor) -> Scores:
+    def score(self, features: Features, text: Tensor) -> Scores:
         raise NotImplementedError
 
 
