@@ -1,6 +1,6 @@
 """The LightningDataModule that all data sets share. A subclass only says where its records are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record
-from datamodules.samplers import EpochSampler, SharedBatchSampler, own_slice
+from datamodules.samplers import EpochSampler, Filler, SharedBatchSampler, own_slice
 from datamodules.transforms import build_transform
 
 
@@ -48,7 +48,6 @@ class AnomalyDataModule(LightningDataModule):
     published: ClassVar[Sequence[str]] = ()  # the publisher's categories, in the publisher's order
     published_dbscan: ClassVar[Mapping[str, float]] = {"eps": 0.5, "min_samples": 15}
     splits: ClassVar[Sequence[str]] = ("test", "train")
-    allow_zero_length_dataloader_with_multiple_devices = True  # of few images a process may get none
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
 
@@ -229,7 +228,7 @@ class AnomalyDataModule(LightningDataModule):
         return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, stored)
 
     def loader(
-        self, role: str, dataset: AnomalyDataset, batch_sampler: SharedBatchSampler | None = None
+        self, role: str, dataset: AnomalyDataset, batch_sampler: Iterable[list[int]] | None = None
     ) -> DataLoader[Sample]:
         """Batches of a role's samples, in the order of the records or in the sampler's."""
         # What is stored is mapped into this process: from another one it would have to be copied over.
@@ -245,10 +244,12 @@ class AnomalyDataModule(LightningDataModule):
         )
 
     def _ordered_loader(self, role: str) -> DataLoader[Sample]:
-        """Batches in file order, this process's part of them."""
+        """Batches in file order, this process's part of them; a filler if it has none, since all have to take part."""
         records = self.records_of(role)
         own = records[own_slice(len(records), self.batch_size, *self._process)]
-        return self.loader(role, self.dataset(role, own))
+        if own or not records:
+            return self.loader(role, self.dataset(role, own))
+        return self.loader(role, self.dataset(role, records[:1]), [[Filler(0)]])
 
     @property
     def _process(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from src.models.method import Features, Method, Scores
 from src.models.trained_weights import ORIGIN, Origin
 
 Batch = dict[str, Any]
+FILLER = "is_filler"  # a batch that is only there so that this process takes part
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -114,7 +115,7 @@ class AnomalyModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The method's loss on a batch; under several processes, this process's part of it."""
         losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
-        count = 0 if "is_filler" in batch else len(batch["category"])
+        count = 0 if FILLER in batch else len(batch["category"])
         weight, losses_of_step, images = self._share_of_step(losses, count)
         for name, value in losses_of_step.items():
             self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=images)
@@ -136,15 +137,18 @@ class AnomalyModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of held-out categories to their metrics."""
-        self._update(self.val_metrics, batch, self(batch))
+        if FILLER not in batch:
+            self._update(self.val_metrics, batch, self(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the held-out categories as `val/<name>`."""
         self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute()["mean"].items()})
         self.val_metrics.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores] | None:
         """Add a batch to the metrics and hand its scores to the callbacks."""
+        if FILLER in batch:
+            return None
         scores = self(batch)
         self._update(self.test_metrics, batch, scores)
         return {"scores": scores}
@@ -158,9 +162,9 @@ class AnomalyModule(LightningModule):
             self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
         self.test_metrics.reset()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores] | None:
         """Hand a batch's scores to the callbacks."""
-        return {"scores": self(batch)}
+        return None if FILLER in batch else {"scores": self(batch)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out, and say where the trained parameters come from."""

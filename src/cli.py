@@ -29,6 +29,7 @@ _USELESS_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
     r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP
     r"Total length of `list` across ranks is zero",  # no validation, as the paper trains
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged is the same in all processes already
     r"Checkpoint directory .* exists and is not empty",  # a resumed run's
     r"The number of training batches .* is smaller than the logging interval",  # the epoch's mean is logged anyway
 )

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,8 @@ class Towers:
         self.loaded: list[tuple[Backbone, dict[str, torch.Tensor]]] = []
         build = Backbone.__init__
 
-        def build_and_keep(backbone: Backbone, source: BackboneSource) -> None:
-            build(backbone, source)
+        def build_and_keep(backbone: Backbone, source: BackboneSource, *options: Any) -> None:
+            build(backbone, source, *options)
             self.loaded.append((backbone, {name: value.clone() for name, value in backbone.state_dict().items()}))
 
         monkeypatch.setattr(Backbone, "__init__", build_and_keep)

@@ -37,7 +37,8 @@ class MapWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the maps of a batch."""
-        self._write(outputs["scores"], batch)
+        if outputs:  # of a filler there are none
+            self._write(outputs["scores"], batch)
 
     on_predict_batch_end = on_test_batch_end
 

@@ -60,7 +60,8 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take the scores of a batch."""
-        self._rows += rows_of(outputs["scores"], batch)
+        if outputs:  # of a filler there are none
+            self._rows += rows_of(outputs["scores"], batch)
 
     on_predict_batch_end = on_test_batch_end
 
