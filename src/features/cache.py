@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class FeatureCache:
         paths: Mapping[Record, Mapping[str, Path]],
         entries: Mapping[Record, Entry],
     ) -> None:
-        """Compute what is missing and write it; if that fails, nothing of it stays."""
+        """Compute what is missing and write it; if there is no room for all of it, nothing of it stays."""
         missing = [record for record, entry in entries.items() if None in entry.values()]
         if not missing:
             return
@@ -110,7 +111,7 @@ class FeatureCache:
         try:
             with torch.random.fork_rng():  # a loader draws a seed for its workers
                 for batch in track(loader, "features", transient=True, disable=hidden):
-                    records = [record for record, _ in zip(rest, batch["category"], strict=False)]
+                    records = list(islice(rest, len(batch["category"])))
                     arrays = list(self._arrays(batch, records, entries))
                     if not written:
                         size = sum(array.nbytes for *_, array in arrays) / len(records)
@@ -118,7 +119,7 @@ class FeatureCache:
                     for record, part, array in arrays:
                         written.append(paths[record][part])
                         entries[record][part] = self.store.write(paths[record][part], array)
-        except BaseException:
+        except (NoRoom, OSError):
             for path in written:
                 path.unlink(missing_ok=True)
             raise

@@ -1,0 +1,1 @@
+"""Programs that measure: `python -m experiments.benchmarks.<name>` prints a table and writes results/<name>.json."""
