@@ -60,6 +60,9 @@ def _notes(result: BenchmarkResult) -> str:
     vanished = sum(int(metrics.get("vanished_masks", 0)) for metrics in result["categories"].values())
     if vanished:
         notes.append(f"{vanished} masks vanish at the evaluation size (see test_data.eval_size)")
+    bounded = [name for name, metrics in result["categories"].items() if any(key.endswith("_error") for key in metrics)]
+    if bounded:
+        notes.append(f"pixel metrics of {', '.join(bounded)} come from a histogram: pixel_*_error bounds their errors")
     partial = [name for name in result["mean"] if any(name not in metrics for metrics in result["categories"].values())]
     if partial:
         notes.append(f"not every category can give {', '.join(partial)}: those means are over the ones that can")

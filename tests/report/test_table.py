@@ -58,3 +58,9 @@ def test_vanished_masks_are_added_over_the_categories(capsys: pytest.CaptureFixt
 def test_nothing_to_note(capsys: pytest.CaptureFixture[str]) -> None:
     categories = {"bottle": {"image_AP": 0.5, "vanished_masks": 0}}
     assert printed({"mean": {"image_AP": 0.5}, "categories": categories}, capsys)[-1] == "in percent"
+
+
+def test_notes_name_the_categories_of_which_a_histogram_took_over(capsys: pytest.CaptureFixture[str]) -> None:
+    categories = {"a": {"pixel_AP": 0.5, "pixel_AP_error": 0.001}, "b": {"pixel_AP": 0.5}}
+    print_table({"mean": {"pixel_AP": 0.5}, "categories": categories}, "title")
+    assert "pixel metrics of a come from a histogram" in capsys.readouterr().out
