@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -43,6 +44,7 @@ def run_command(name: str) -> None:
     """
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # otherwise Hydra prints errors in its own way and ends the process
+    _share_config_store()
     task = _Task(name)
     SweepCallback.folder = None
     try:
@@ -70,6 +72,14 @@ def run_command(name: str) -> None:
             print(f"error: {one_line(mistake)}", file=sys.stderr)
     if task.errors or failed:
         sys.exit(1)
+
+
+def _share_config_store() -> None:
+    """Have all of Hydra's repositories share the one store of structured configs, which they only read.
+
+    For its help, Hydra copies a repository, and the store with it, once a config group: most of the time it takes.
+    """
+    setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010 - mypy refuses the assignment
 
 
 class _Task:

@@ -1,6 +1,6 @@
 """How long the four pixel metrics of a category take, against the usual ways.
 
-`python -m experiments.benchmarks.pixel_metrics [--rounds 3] [--threads 1] [--skip-thresholds]`. adeval, the fastest
+`python -m experiments.benchmarks.pixel_metrics [--rounds 3] [--threads 2] [--skip-thresholds]`. adeval, the fastest
 AUPRO on PyPI, takes part if it can be imported: put it into a folder of its own and that on PYTHONPATH.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 from experiments.benchmarks.drawn_maps import DrawnCategory, draw_category
 from experiments.benchmarks.plain_metrics import argsort_aupro, scikit_learn_three, threshold_aupro
-from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
+from experiments.benchmarks.timing import keep_memory, paired_medians, print_table, set_threads, write_results
 from src.metrics import PixelMetrics
 
 CASES = ((160, 240), (80, 518))  # images, side
@@ -91,12 +91,13 @@ def main() -> None:
     """Read the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--skip-thresholds", action="store_true", help="leave out the 200 thresholds: they take minutes"
     )
     arguments = parser.parse_args()
     set_threads(arguments.threads)
+    keep_memory()
     tables = {}
     for num_images, side in CASES:
         category = draw_category(num_images, side)

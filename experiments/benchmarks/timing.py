@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -18,13 +19,26 @@ import torch
 from threadpoolctl import threadpool_limits
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "torchmetrics", "open_clip_torch", "lightning")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "torchmetrics", "open_clip_torch", "lightning", "adeval")
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, LARGEST = -3, -1, 2**31 - 1  # of glibc's malloc.h
 
 
 def set_threads(threads: int) -> None:
     """Give every competitor the same number of threads."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
+
+
+def keep_memory() -> None:
+    """Have this process keep what it has freed, where the C library is glibc.
+
+    A virtual machine may give unused memory back to its host, and fetching it anew takes 2 ms a MB: more than most of
+    what is timed here does with it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
 def paired_medians(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

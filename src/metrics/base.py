@@ -16,8 +16,8 @@ from src.metrics.functional import (
     auroc,
     average_precision,
     component_areas,
-    count_normals,
     f1_max,
+    sort_and_count,
 )
 from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
 
@@ -72,10 +72,9 @@ class CurveMetric(Metric):
         """
         normals = joined(self.normal_scores)
         self.normal_scores = [normals]  # lets go of the parts: 8 bytes a pixel at most
-        normals.numpy().sort()
         areas = gathered(joined(self.anomalous_areas).int()) if self.with_regions else None
         side = anomalous_side(gathered(common_dtype(joined(self.anomalous_scores))), areas)
-        above, at_or_above = count_normals(side.thresholds, normals)
+        above, at_or_above = sort_and_count(side.thresholds, normals)
         return Curve(*side, summed(above), summed(at_or_above), int(summed(torch.tensor(len(normals)))))
 
 

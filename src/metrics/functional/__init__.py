@@ -12,6 +12,7 @@ from src.metrics.functional.curve import (
     ascending,
     count_normals,
     exact_curve,
+    sort_and_count,
 )
 from src.metrics.functional.f1_max import BestF1, f1_max
 from src.metrics.functional.fusion import fuse_image_scores
@@ -40,4 +41,5 @@ __all__ = [
     "f1_max_error",
     "fuse_image_scores",
     "histogram_curve",
+    "sort_and_count",
 ]

@@ -6,6 +6,7 @@ samples, and F1 and precision matter only there: between two of them nothing but
 anomalous scores are the only thresholds needed, and of the many normal scores only two counts per threshold.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -134,10 +135,33 @@ def count_normals(thresholds: Tensor, ascending_normals: Tensor) -> tuple[Tensor
     normals, values = ascending_normals.to(common).numpy(), thresholds.to(common).numpy()[::-1]
     below = _count_below(normals, values)  # (T,)
     at_or_below = below.copy()
-    nearest = normals[np.minimum(below, len(normals) - 1)] if len(normals) else np.full_like(values, np.nan)
-    tied = np.flatnonzero(nearest == values)  # few, where scores hardly repeat
+    tied = _tied(normals, values, below, np.arange(len(values)))
+    at_or_below[tied] += 1
+    tied = _tied(normals, values, at_or_below, tied)  # few have more than one normal score of the same value
     at_or_below[tied] = np.searchsorted(normals, values[tied], side="right")
     return torch.from_numpy(len(normals) - at_or_below[::-1]), torch.from_numpy(len(normals) - below[::-1])
+
+
+def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same with normal scores in any order, with as many threads as torch uses.
+
+    Each thread sorts its part, so no more memory is needed; ``normals`` is left in another order.
+    """
+    parts = [part for part in normals.tensor_split(torch.get_num_threads()) if len(part)] or [normals]
+
+    def count(part: Tensor) -> tuple[Tensor, Tensor]:
+        part.numpy().sort()
+        return count_normals(thresholds, part)
+
+    with ThreadPoolExecutor(len(parts)) as threads:  # numpy lets go of the interpreter while it sorts and searches
+        above, at_or_above = zip(*threads.map(count, parts), strict=True)
+    return torch.stack(above).sum(dim=0), torch.stack(at_or_above).sum(dim=0)
+
+
+def _tied(normals: Scores, values: Scores, places: NDArray[np.int64], of: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Those of the values (T,) whose place in the normal scores is taken by a score equal to them."""
+    inside = of[places[of] < len(normals)]
+    return inside[normals[places[inside]] == values[inside]]
 
 
 def _count_below(normals: Scores, values: Scores) -> NDArray[np.int64]:
