@@ -117,6 +117,8 @@ def one_line(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in _chain(error):
+        if isinstance(cause, BrokenPipeError):
+            return "the output was closed before the end"
         if isinstance(cause, OSError) and cause.filename:
             return f"{cause.strerror}: {cause.filename}"
         if type(cause).__module__.startswith("wandb."):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from src.models.backbone import Backbone, find_backbone
+from src.models.backbone import Backbone, BackboneSource, find_backbone
 from src.models.prompts import Prompts
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +51,12 @@ class Golden:
         return {k.removeprefix(prefix): self[k].float() for k in self.arrays.files if k.startswith(prefix)}
 
     @cached_property
+    def source(self) -> BackboneSource:
+        return find_backbone(self.name, str(self.weights_path), str(self.config_path))
+
+    @cached_property
     def backbone(self) -> Backbone:
-        return Backbone(find_backbone(self.name, str(self.weights_path), str(self.config_path)))
+        return Backbone(self.source)
 
     @cached_property
     def images(self) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.drawn_maps import DrawnCategory, draw_category
-from experiments.benchmarks.timing import print_table, set_threads, write_results
+from experiments.benchmarks.timing import keep_memory, print_table, set_threads, write_results
 from src.metrics import PixelMetrics
 
 BATCH = 8
@@ -50,16 +50,21 @@ def batches(category: DrawnCategory, num_images: int) -> Iterator[tuple[Tensor, 
 
 
 def measure(num_images: int, side: int, max_pixels: int | None, threads: int) -> Measurement:
-    """Evaluate a category of drawn maps; meant for a fresh process."""
+    """Evaluate a category of drawn maps for the peak, then for the time; meant for a fresh process."""
     set_threads(threads)
     category = draw_category(DISTINCT, side)
-    warm_up = PixelMetrics(max_pixels)
-    for maps, masks in batches(category, BATCH):
-        warm_up.update(maps, masks)
-    warm_up.compute()
-    warm_up.reset()
+    evaluate(category, BATCH, max_pixels)
     CLEAR_PEAK.write_text("5")
     before = _status("VmRSS")
+    evaluate(category, num_images, max_pixels)
+    peak = _status("VmHWM") - before
+    keep_memory()
+    evaluate(category, num_images, max_pixels)  # fetches the memory
+    return Measurement(*evaluate(category, num_images, max_pixels), peak)
+
+
+def evaluate(category: DrawnCategory, num_images: int, max_pixels: int | None) -> tuple[float, float]:
+    """Seconds of all updates and of compute."""
     metrics, updating = PixelMetrics(max_pixels), 0.0
     for maps, masks in batches(category, num_images):
         start = time.perf_counter()
@@ -67,7 +72,7 @@ def measure(num_images: int, side: int, max_pixels: int | None, threads: int) ->
         updating += time.perf_counter() - start
     start = time.perf_counter()
     metrics.compute()
-    return Measurement(updating, time.perf_counter() - start, _status("VmHWM") - before)
+    return updating, time.perf_counter() - start
 
 
 def _status(key: str) -> int:
@@ -112,7 +117,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[10, 30, 100, 300, 1000])
     parser.add_argument("--side", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     rows = rows_of(arguments.images, arguments.side, arguments.rounds, arguments.threads)
     title = f"one category of {arguments.side} x {arguments.side} maps"

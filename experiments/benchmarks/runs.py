@@ -40,7 +40,7 @@ def common_options(data: Path, weights: Path, threads: int) -> list[str]:
         f"paths.data_dir={data.resolve()}",
         f"backbone.name={ARCHITECTURE}",
         f"backbone.pretrained={weights.resolve()}",
-        "trainer=cpu",
+        "trainer.accelerator=cpu",
         "~callbacks.progress",
         "+trainer.enable_progress_bar=false",
         f"test_data.num_workers={threads}",

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN, MeanShift
 from sklearn.decomposition import PCA
-from sklearn.neighbors import KernelDensity
+from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,14 +55,13 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
 
 def first_component_scores(rows: Array) -> Array:
     """Scores of the D entries on the first principal component of the D x K matrix, its sign turned to the mean's."""
-    scores: Array = PCA(n_components=1, svd_solver="full").fit_transform(rows.T)[:, 0]  # (D,)
+    scores: Array = PCA(n_components=1, svd_solver="covariance_eigh").fit_transform(rows.T)[:, 0]  # (D,)
     return scores if scores @ rows.mean(axis=0) >= 0 else -scores
 
 
 def density_weighted_mean(rows: Array) -> Array:
     """Mean weighted by each row's gaussian kernel density among all rows."""
-    log_density: Array = KernelDensity(kernel="gaussian", bandwidth=KDE_BANDWIDTH).fit(rows).score_samples(rows)
-    weights = np.exp(log_density - log_density.max())  # (K,), the factor that is left out cancels
+    weights = rbf_kernel(rows, gamma=1 / (2 * KDE_BANDWIDTH**2)).sum(axis=0)  # (K,), densities but for a common factor
     mean: Array = weights @ rows / weights.sum()
     return mean
 

@@ -44,6 +44,15 @@ def test_projections_are_tested_on_categories_they_have_not_seen(runs: dict[str,
     assert runs["sdp_plus"].provenance["protocol"]["trained_on"]["categories"] == list(PROJECTION_TRAIN)
 
 
+def test_bfloat16_changes_the_metrics_by_less_than_half_a_percent(
+    runs: dict[str, Finished], demo: list[str], cli: Cli
+) -> None:
+    half = cli.ok("eval", "+exp=sdp_demo", *demo, "trainer.precision=bf16-mixed")
+    assert half.predictions != runs["sdp"].predictions
+    for name, value in runs["sdp"].metrics["mean"].items():
+        assert half.metrics["mean"][name] == pytest.approx(value, abs=0.005), name
+
+
 def test_the_table_shows_both_runs(runs: dict[str, Finished]) -> None:
     console = Console(width=120, record=True)
     console.print(side_by_side({name: run.metrics for name, run in runs.items()}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
+from src.models.backbone import Backbone
 from src.models.dual_path import DualPath
 from src.models.maps import gaussian_blur
 from src.models.representative import representative_vector
@@ -34,6 +37,17 @@ def test_tokens_of_both_paths(golden: Golden) -> None:
     for layer, level in zip(golden.feature_layers, levels, strict=True):
         torch.testing.assert_close(level.original, golden[f"ori/{layer}"], **TOLERANCE)
         torch.testing.assert_close(level.surgery, golden[f"surgery/{layer}"], **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_tokens(golden_a: Golden) -> None:
+    compiled = Backbone(golden_a.source, compiled=True)
+    with torch.inference_mode():
+        levels = DualPath(compiled, golden_a.feature_layers, "reference")(golden_a.images)
+    for layer, level in zip(golden_a.feature_layers, levels, strict=True):
+        torch.testing.assert_close(level.original, golden_a[f"ori/{layer}"], **TOLERANCE)
+        torch.testing.assert_close(level.surgery, golden_a[f"surgery/{layer}"], **TOLERANCE)
 
 
 def test_block_output_differs_at_all_levels_but_the_last(golden: Golden) -> None:

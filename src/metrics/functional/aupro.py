@@ -1,27 +1,33 @@
 """Area under the Per-Region Overlap curve."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from src.metrics.functional.curve import Curve
 
 
 class ProSegments(NamedTuple):
-    """The straight pieces of a PRO curve, from false-positive rate 0 to the limit and beyond.
+    """The PRO curve up to the limit: it runs to the right, then up at a threshold, then to the right, and so on.
+
+    Where normal pixels share the threshold, it rises over a width and not at once. Widths are in normal pixels.
 
     Attributes:
-        pro: (S,) float64, PRO at a segment's start.
-        rise: (S,) float64, what PRO gains over the segment.
-        kept: (S,) float64, the segment's width up to the limit, in normal pixels.
-        rise_kept: (S,) float64, what PRO gains over that width.
-        limit: the limit, in normal pixels.
+        pro: (T' + 1,) float64 in [0, 1], its height before the first threshold and after each.
+        flat: (T' + 1,) float64, the width at each height.
+        rise: (T',) float64, what it gains at each threshold.
+        width: (T',) float64, over which it gains that, up to the limit.
+        rise_kept: (T',) float64, what it gains over that width.
+        limit: the limit.
     """
 
     pro: Tensor
+    flat: Tensor
     rise: Tensor
-    kept: Tensor
+    width: Tensor
     rise_kept: Tensor
     limit: float
 
@@ -49,8 +55,9 @@ def aupro(curve: Curve, max_fpr: float = 0.3) -> float | None:
     segments = pro_segments(curve, max_fpr)
     if segments is None:
         return None
-    area = (segments.kept * (segments.pro + 0.5 * segments.rise_kept)).sum() / segments.limit
-    return min(float(area), 1.0)  # rounding of the sums may exceed 1 by an ulp
+    area = (segments.flat * segments.pro).sum()
+    area += (segments.width * (segments.pro[:-1] + 0.5 * segments.rise_kept)).sum()
+    return min(float(area) / segments.limit, 1.0)  # rounding of the sums may exceed 1 by an ulp
 
 
 def pro_segments(curve: Curve, max_fpr: float) -> ProSegments | None:
@@ -62,15 +69,10 @@ def pro_segments(curve: Curve, max_fpr: float) -> ProSegments | None:
     if curve.overlap is None:
         raise ValueError("Expected argument `curve` to be made with `areas`, but got one without.")
 
-    # Two corners per threshold: just before it, and with all that ties with it. (0, 0) and (N, 1) close the ends.
-    zero, one = curve.overlap.new_zeros(1), curve.overlap.new_ones(1)
-    corners = torch.stack((curve.normals_above, curve.normals_at_or_above), dim=1).flatten().double()  # (2T,)
-    false_positives = torch.cat((zero, corners, curve.num_normal * one))  # (2T + 2,)
-    pro_before = torch.cat((zero, curve.overlap[:-1]))  # (T,)
-    pro = torch.cat((zero, torch.stack((pro_before, curve.overlap), dim=1).flatten(), one))  # (2T + 2,)
-
     limit = max_fpr * curve.num_normal
-    width, rise = false_positives.diff(), pro.diff()  # (S,) = (2T + 1,)
-    kept = false_positives.clamp(max=limit).diff()
-    rise_kept = torch.where(width > 0, rise * kept / width.clamp(min=1), rise)
-    return ProSegments(pro[:-1], rise, kept, rise_kept, limit)
+    within = slice(int(torch.searchsorted(curve.normals_above, math.ceil(limit))))  # T' thresholds start left of it
+    start, end = curve.normals_above[within].double(), curve.normals_at_or_above[within].double()
+    pro = F.pad(curve.overlap[within], (1, 0))
+    flat = (F.pad(start, (0, 1), value=limit) - F.pad(end, (1, 0))).clamp(min=0)
+    rise, width = pro.diff(), end.clamp(max=limit) - start
+    return ProSegments(pro, flat, rise, width, rise * width / (end - start).clamp(min=1), limit)

@@ -53,12 +53,12 @@ def f1_max_error(curve: Curve) -> float | None:
 
 
 def aupro_error(curve: Curve, max_fpr: float = 0.3) -> float | None:
-    """The area between the segments drawn and those of the best and the worst order; None if a class is missing."""
+    """The area between the rises drawn and those of the best and the worst order; None if a class is missing."""
     segments = pro_segments(curve, max_fpr)
     if segments is None:
         return None
-    drawn = segments.rise_kept / 2  # mean height above the start of a segment, which may lie in [0, rise]
-    return float((segments.kept * torch.maximum(drawn, segments.rise - drawn)).sum() / segments.limit)
+    drawn = segments.rise_kept / 2  # mean height above the start of a rise, which may lie in [0, rise]
+    return float((segments.width * torch.maximum(drawn, segments.rise - drawn)).sum() / segments.limit)
 
 
 def _corners(curve: Curve) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ anomalous scores are the only thresholds needed, and of the many normal scores o
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from src.metrics.functional.checks import as_scores, check_ndim, check_shape
 
 Scores = NDArray[np.floating]
 
-_CHUNK = 1 << 16
+_BLOCK = 1 << 12
 
 
 class Curve(NamedTuple):
@@ -125,21 +126,31 @@ def count_normals(thresholds: Tensor, ascending_normals: Tensor) -> tuple[Tensor
     map.
 
     Args:
-        thresholds: (T,) floating point, finite, in any order; a curve's, descending, is fast.
+        thresholds: (T,) floating point, finite, in any order; a curve's is fast.
         ascending_normals: (N,) floating point, finite, ascending.
 
     Returns:
         (T,) and (T,) int64: normal scores > threshold, normal scores >= threshold.
     """
     common = torch.promote_types(thresholds.dtype, ascending_normals.dtype)  # widening keeps order and ties
-    normals, values = ascending_normals.to(common).numpy(), thresholds.to(common).numpy()[::-1]
-    below = _count_below(normals, values)  # (T,)
+    normals, values = ascending_normals.to(common).numpy(), thresholds.to(common).numpy()
+    above, at_or_above = np.empty((2, len(values)), np.int64)
+    for block in (slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)):
+        above[block], at_or_above[block] = _count_block(normals, values[block])
+    return torch.from_numpy(above), torch.from_numpy(at_or_above)
+
+
+def _count_block(normals: Scores, values: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Counts of a few thresholds: searched among the normal scores of their range, which fit the processor's cache."""
+    first, end = np.searchsorted(normals, values.min(), side="left"), np.searchsorted(normals, values.max(), "right")
+    near, beyond = normals[first:end], len(normals) - end
+    below = np.searchsorted(near, values, side="left")
     at_or_below = below.copy()
-    tied = _tied(normals, values, below, np.arange(len(values)))
+    tied = _tied(near, values, below, np.arange(len(values)))
     at_or_below[tied] += 1
-    tied = _tied(normals, values, at_or_below, tied)  # few have more than one normal score of the same value
-    at_or_below[tied] = np.searchsorted(normals, values[tied], side="right")
-    return torch.from_numpy(len(normals) - at_or_below[::-1]), torch.from_numpy(len(normals) - below[::-1])
+    tied = _tied(near, values, at_or_below, tied)  # few have more than one normal score of the same value
+    at_or_below[tied] = np.searchsorted(near, values[tied], side="right")
+    return len(near) - at_or_below + beyond, len(near) - below + beyond
 
 
 def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,24 +166,14 @@ def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]
 
     with ThreadPoolExecutor(len(parts)) as threads:  # numpy lets go of the interpreter while it sorts and searches
         above, at_or_above = zip(*threads.map(count, parts), strict=True)
-    return torch.stack(above).sum(dim=0), torch.stack(at_or_above).sum(dim=0)
+    return reduce(Tensor.add_, above), reduce(Tensor.add_, at_or_above)
 
 
 def _tied(normals: Scores, values: Scores, places: NDArray[np.int64], of: NDArray[np.intp]) -> NDArray[np.intp]:
     """Those of the values (T,) whose place in the normal scores is taken by a score equal to them."""
     inside = of[places[of] < len(normals)]
-    return inside[normals[places[inside]] == values[inside]]
-
-
-def _count_below(normals: Scores, values: Scores) -> NDArray[np.int64]:
-    """Search ascending values in ascending normal scores, chunk by chunk: a chunk stays in the processor's cache."""
-    below, done = np.full(len(values), len(normals)), 0
-    for start in range(0, len(normals), _CHUNK):
-        chunk = normals[start : start + _CHUNK]
-        end = done + int(np.searchsorted(values[done:], chunk[-1], side="right"))
-        below[done:end] = start + np.searchsorted(chunk, values[done:end], side="left")
-        done = end
-    return below
+    tied: NDArray[np.intp] = inside[normals[places[inside]] == values[inside]]
+    return tied
 
 
 def ascending(scores: Tensor) -> Tensor:
