@@ -6,7 +6,15 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from src.metrics import AUROC, AveragePrecision, F1Max
-from src.metrics.functional import ascending, auroc, average_precision, count_normals, exact_curve, f1_max
+from src.metrics.functional import (
+    ascending,
+    auroc,
+    average_precision,
+    count_normals,
+    exact_curve,
+    f1_max,
+    sort_and_count,
+)
 
 
 def draw(seed: int, levels: int | None, n: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,6 +145,25 @@ def test_normal_counts_add_up_over_a_partition():
     parts = [count_normals(curve.thresholds, ascending(part)) for part in (normal[:7], normal[7:7], normal[7:])]
     assert torch.equal(sum(above for above, _ in parts), curve.normals_above)
     assert torch.equal(sum(at for _, at in parts), curve.normals_at_or_above)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("num_normal", "num_values"), [(20_000, 300), (20_000, 10**9), (2, 50), (0, 50)])
+def test_threads_count_what_comparing_all_pairs_counts(
+    monkeypatch: pytest.MonkeyPatch, threads: int, num_normal: int, num_values: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(threads)
+    normals = rng.integers(num_values, size=num_normal).astype(np.float32)
+    thresholds = np.unique(
+        np.append(rng.choice(normals, 2000) if num_normal else [], rng.integers(num_values, size=9000))
+    )
+    thresholds = thresholds.astype(np.float32)[::-1].copy()  # more than a block of them
+    above, at_or_above = sort_and_count(torch.from_numpy(thresholds), torch.from_numpy(normals.copy()))
+    for start in range(0, len(thresholds), 500):  # all pairs at once would not fit
+        block = thresholds[start : start + 500, None]
+        np.testing.assert_array_equal(above[start : start + 500], (normals > block).sum(axis=1))
+        np.testing.assert_array_equal(at_or_above[start : start + 500], (normals >= block).sum(axis=1))
 
 
 def test_counts_beyond_int32_and_float32():
