@@ -194,3 +194,14 @@ def test_a_fresh_process_says_it_in_one_line(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
         assert "Traceback" not in done.stderr + done.stdout
         assert not list((tmp_path / command).glob("*"))
+
+
+@pytest.mark.slow
+def test_output_that_nobody_reads_ends_in_one_line() -> None:
+    command = [sys.executable, "-m", "src.train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "error: the output was closed before the end\n"
+    assert process.returncode == 1
