@@ -109,7 +109,7 @@ class FeatureCache:
         written: list[Path] = []
         rest = iter(missing)
         try:
-            with torch.random.fork_rng():  # a loader draws a seed for its workers
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
                 for batch in track(loader, "features", transient=True, disable=hidden):
                     records = list(islice(rest, len(batch["category"])))
                     arrays = list(self._arrays(batch, records, entries))

@@ -34,7 +34,7 @@ PIXEL_ERRORS = {
 class PixelMetrics(RegionCurveMetric):
     """AUROC, AP, F1-max and AUPRO of one category's maps, read off one curve.
 
-    The curve is exact up to `max_pixels`, 4 bytes a pixel and twice that while it is computed. Beyond, everything goes
+    The curve is exact up to `max_pixels`, 4 bytes a pixel and up to 12 while it is computed. Beyond, everything goes
     to a histogram of constant size, 24 MB, and the result says how far off each metric can be.
 
     Args:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from datamodules.errors import UserError, reason_of
 from src.models.architecture import Architecture, read_architecture
+from src.models.loading import values_from
 from src.models.sentence_cache import SentenceCache
 from src.models.text_tower import encode_tokens
 from src.models.weights import Weights, locate_weights
@@ -102,7 +103,11 @@ class Backbone(nn.Module):
         self._sentences = sentences
         name, weights = source.architecture.name, source.weights
         try:
-            with _registered(name, source.config if source.own_config else None):
+            with (
+                torch.random.fork_rng(devices=[]),  # a seed's projections don't depend on how a tower is built
+                values_from(weights.path),
+                _registered(name, source.config if source.own_config else None),
+            ):
                 self.clip = open_clip.create_model(
                     name,
                     pretrained=str(weights.path) if weights.path else None,

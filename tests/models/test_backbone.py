@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from open_clip import factory, pretrained
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.serialization import config as torch_files
 
 from datamodules.errors import UserError
 from src.models import text_tower
@@ -128,6 +130,40 @@ def test_names_that_are_no_plain_names_are_refused(name: str, tmp_path: Path, mo
 def test_weights_come_back_from_their_file(suffix: str, tiny: Backbone, tmp_path: Path) -> None:
     loaded = load(tmp_path, save_weights(tiny, tmp_path / f"weights{suffix}"))
     assert_same_state(state_of(loaded), state_of(tiny))
+
+
+def test_weights_in_torchs_older_format_are_read(tiny: Backbone, tmp_path: Path) -> None:
+    torch.save(state_of(tiny), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert_same_state(state_of(load(tmp_path, tmp_path / "old.pt")), state_of(tiny))
+
+
+def test_what_no_weights_file_holds_is_as_open_clip_makes_it(tiny: Backbone, tmp_path: Path) -> None:
+    loaded = load(tmp_path, save_weights(tiny, tmp_path / "weights.pt"))
+    causal_mask = torch.full((77, 77), float("-inf")).triu(1)
+    assert torch.equal(loaded.clip.attn_mask, causal_mask)
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "transformer.resblocks.0.mlp.c_fc.weight", "text_projection"])
+def test_weights_with_a_gap_are_named(name: str, tiny: Backbone, tmp_path: Path) -> None:
+    state = state_of(tiny)
+    del state[name]
+    torch.save(state, tmp_path / "gap.pt")
+    with pytest.raises(UserError, match=r"can't load the weights .*gap\.pt into tiny"):
+        load(tmp_path, tmp_path / "gap.pt")
+
+
+@pytest.mark.parametrize("content", ["weights", "garbage", None])
+def test_a_tower_leaves_random_numbers_and_torchs_settings_alone(
+    content: str | None, tiny: Backbone, tmp_path: Path
+) -> None:
+    path = save_weights(tiny, tmp_path / "weights.pt") if content else None
+    if content == "garbage":
+        (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04")
+    before = torch.get_rng_state()
+    with pytest.raises(UserError) if content == "garbage" else nullcontext():
+        load(tmp_path, path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch_files.load.mmap
 
 
 def test_weights_under_a_state_dict_key_are_found(tiny: Backbone, tmp_path: Path) -> None:

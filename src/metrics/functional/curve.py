@@ -154,9 +154,9 @@ def _count_block(normals: Scores, values: Scores) -> tuple[NDArray[np.int64], ND
 
 
 def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
-    """Do the same with normal scores in any order, with as many threads as torch uses.
+    """Do what `count_normals` does, with normal scores in any order and as many threads as torch uses.
 
-    Each thread sorts its part, so no more memory is needed; ``normals`` is left in another order.
+    Each thread sorts a part in place and counts in it: ``normals`` is left in another order.
     """
     parts = [part for part in normals.tensor_split(torch.get_num_threads()) if len(part)] or [normals]
 
