@@ -139,7 +139,6 @@ class AnomalyDataModule(LightningDataModule):
             self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
         )
         checks.check_dbscan(self.dbscan)
-        checks.parse_shard(self.shard)
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -150,6 +149,7 @@ class AnomalyDataModule(LightningDataModule):
                 )
             records += own
         checks.check_masks(records)
+        checks.check_shard(self.shard, len(records), self.batch_size)
         if self.val_categories:
             checks.check_val_categories(self.val_categories, self.category_names)
         return records

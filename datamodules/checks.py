@@ -34,6 +34,17 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_shard(shard: str | None, images: int, batch_size: int) -> None:
+    """Check that each part has a batch to test: parts are made of whole ones."""
+    _, parts = parse_shard(shard)
+    batches = -(-images // batch_size)
+    if parts > batches:
+        raise UserError(
+            f"Expected shard to be of at most {batches} parts, the batches of {images} images at batch_size "
+            f"{batch_size}, but got {shard!r}"
+        )
+
+
 def check_share(batch_size: int, processes: int) -> None:
     """Check that each of several processes gets an image of a training step."""
     if batch_size < processes:

@@ -1,4 +1,4 @@
-"""Join an evaluation that was run in parts (`test_data.shard=i/n`) into the results of one run.
+"""Join an evaluation or a prediction that was run in parts (`test_data.shard=i/n`) into the results of one run.
 
 `python -m experiments.merge FOLDER... [--out FOLDER]`, folders of all n parts in any order. The default for `--out` is
 `merged` beside the first.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from datamodules.checks import parse_shard
 from datamodules.errors import UserError
-from src.callbacks.predictions import read_predictions, write_predictions
+from src.callbacks.predictions import read_predictions, single_image_score, write_predictions
 from src.files import write_json
 from src.metrics.functional.fusion import fuse_image_scores
 from src.metrics.state_file import STATE_FILE, merge_states
@@ -26,11 +26,13 @@ from src.report.table import print_table
 PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
 # What has to be the same of all parts, and how a difference is told.
 _SAME = {
+    "kind": "the command",
     "data": "the data",
     "backbone": "the backbone's weights",
     "checkpoint": "the checkpoint",
     "code": "the code",
     "packages": "packages",
+    "device": "device or precision",
     "config": "options",
 }
 _ELSEWHERE = ("paths", "logger", "callbacks", "trainer")
@@ -43,6 +45,11 @@ class Part(NamedTuple):
     number: int
     count: int
     provenance: dict[str, Any]
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it was tested; predictions have no metrics."""
+        return bool(self.provenance["kind"] != "predict")
 
 
 def read_part(folder: Path) -> Part:
@@ -60,6 +67,9 @@ def read_part(folder: Path) -> Part:
         raise UserError(f"{folder} holds a whole run, no part of one (test_data.shard)")
     if not provenance["finished"]:
         raise UserError(f"{folder} holds part {shard}, which is not finished; run it again with the same options")
+    cut = [setting for setting in provenance["protocol"]["cut_short_by"] if not setting.startswith("test_data.shard=")]
+    if cut:
+        raise UserError(f"{folder} holds part {shard}, which was cut short by {', '.join(cut)}; run it without")
     number, count = parse_shard(shard)
     return Part(folder, number, count, provenance)
 
@@ -99,6 +109,10 @@ def _comparable(part: Part, key: str) -> Any:
         return value["test"]["sha256"]
     if key in ("backbone", "checkpoint"):
         return (value or {}).get("sha256")
+    if key == "kind":
+        return part.is_test
+    if key == "device":
+        return value["type"], value["precision"]
     return value
 
 
@@ -112,16 +126,41 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     check_parts(parts)
     if (out / PROVENANCE_FILE).exists():
         raise UserError(f"{out} holds a run; choose another --out")
-    result = merge_states([part.folder / STATE_FILE for part in parts]).compute()
+    result = merge_states([part.folder / STATE_FILE for part in parts]).compute() if parts[0].is_test else None
     rows = [row for part in parts for row in read_predictions(part.folder / PREDICTIONS_FILE)]
-    write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores)
-    write_json(out / METRICS_FILE, result)
-    whole = dict(parts[0].provenance)
-    whole["config"] = whole["config"] | {"test_data": whole["config"]["test_data"] | {"shard": None}}
-    whole |= {"command": describe_command(), "finished": now(), "merged_from": [str(part.folder) for part in parts]}
-    write_json(out / PROVENANCE_FILE, whole)
-    print_table(result, f"{len(parts)} parts of one evaluation")
+    _check_count(len(rows), parts[0])
+    write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores if result else single_image_score)
+    if result:
+        write_json(out / METRICS_FILE, result)
+        print_table(result, f"{len(parts)} parts of one evaluation")
+    write_json(out / PROVENANCE_FILE, _describe(parts))
     print(f"results in {out}")
+
+
+def _check_count(images: int, part: Part) -> None:
+    """Refuse what is not the images of the data, each once.
+
+    Raises:
+        UserError: some are missing, or there twice.
+    """
+    expected = sum(one["images"] for one in part.provenance["data"]["test"]["categories"].values())
+    if images != expected:
+        raise UserError(
+            f"expected the {expected} images of the data in {PREDICTIONS_FILE} of all parts, found {images}"
+        )
+
+
+def _describe(parts: Sequence[Part]) -> dict[str, Any]:
+    """The provenance of the whole: that of its first part, but for being a part."""
+    whole = dict(parts[0].provenance)
+    config, protocol = whole["config"], whole["protocol"]
+    return whole | {
+        "config": config | {"test_data": config["test_data"] | {"shard": None}},
+        "protocol": protocol | {"line": protocol["line"].partition(", cut short by ")[0], "cut_short_by": []},
+        "command": describe_command(),
+        "finished": now(),
+        "merged_from": [str(part.folder) for part in parts],
+    }
 
 
 def main() -> None:

@@ -141,6 +141,9 @@ def _try(name: str, config: DictConfig) -> float | None:
     if trial.status == "finished":
         print(f"trial {trial.number} is finished already", flush=True)
         return trial.objective
+    if trial.status == "failed":
+        print(f"trial {trial.number} stays failed: the search has gone on from there", flush=True)
+        return None
     write_trial(trial)
     try:
         score = run_in_new_process(name) if starts_processes(config.trainer) else _run(name, config)

@@ -26,7 +26,7 @@ _EACH_PART = ("command", "code", "packages", "device")
 
 
 class RunFolder:
-    """The folder a run writes to. Of several processes only the first checks and writes.
+    """The folder a run writes to. Of several processes only the first writes, and compares configurations.
 
     Args:
         path: Hydra's output folder of this run.
@@ -38,11 +38,14 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
-        earlier = self._read_provenance() if is_first() else {}
+        # All processes ask, since none must wait for one that refuses; none finishes before all have met.
+        earlier = self._read_provenance()
         if earlier.get("finished"):
             raise UserError(
                 f"{path} holds a finished run of {earlier['finished']}; choose another paths.output_dir or remove it"
             )
+        if not is_first():
+            earlier = {}  # the first one's beginning of this very run, perhaps
         changed = _changed_keys(_identity(earlier["config"]), _identity(config)) if earlier else []
         if changed:
             raise UserError(
@@ -124,7 +127,7 @@ def _decides(key: str) -> bool:
 def _hashes(entries: dict[str, Any]) -> dict[str, Any]:
     """The hashes of data and weights among provenance's entries."""
     data = {f"data.{role}": used["sha256"] for role, used in entries.get("data", {}).items()}
-    return data | {"backbone": (entries.get("backbone") or {}).get("sha256")}
+    return data | {key: (entries.get(key) or {}).get("sha256") for key in ("backbone", "checkpoint")}
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import UserError
 from src.files import write_json
-from src.trial import read_trials, starts_processes
+from src.trial import is_search, read_trials, starts_processes
 
 SWEEP_FILE = "sweep.json"
-_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class SweepRefusedError(BaseException):
@@ -54,7 +53,7 @@ class SweepCallback(Callback):
 
 def _objective(config: DictConfig) -> str | None:
     """The metric that the sweep maximises; None if it tries all that it is given."""
-    if config.hydra.sweeper._target_ == _BASIC_SWEEPER:
+    if not is_search(config.hydra.sweeper):
         return None
     if config.hydra.job.config_name != "train":
         raise UserError("this sweep searches for training settings, so it is for src.train")

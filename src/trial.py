@@ -21,6 +21,7 @@ from datamodules.errors import UserError
 from src.files import write_json
 
 TRIAL_FILE = "trial.json"
+_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class Trial(NamedTuple):
@@ -47,7 +48,7 @@ class Trial(NamedTuple):
 
 
 def current_trial() -> Trial:
-    """The trial that Hydra has started in this process.
+    """The trial that Hydra has started in this process: new, or as it was left if it is not to be tried again.
 
     Raises:
         UserError: its folder holds a finished trial with other overrides.
@@ -55,11 +56,24 @@ def current_trial() -> Trial:
     hydra = HydraConfig.get()
     now = Trial(int(hydra.job.num), [str(override) for override in hydra.overrides.task])
     earlier = read_trial(Path(hydra.runtime.output_dir))
-    if earlier is None or earlier.status != "finished":
+    if earlier is None or not (earlier.status == "finished" or _is_part_of_history(earlier)):
         return now
     if earlier.overrides != now.overrides:
         raise UserError(f"{hydra.runtime.output_dir} holds another trial; choose another paths.output_dir")
     return earlier
+
+
+def is_search(sweeper: DictConfig) -> bool:
+    """Whether a sweeper chooses trials by the results of earlier ones, instead of trying all that it is given."""
+    return bool(sweeper._target_ != _BASIC_SWEEPER)
+
+
+def _is_part_of_history(trial: Trial) -> bool:
+    """Whether later trials of a search were chosen knowing that this one failed. They would not be again."""
+    hydra = HydraConfig.get()
+    if trial.status != "failed" or not is_search(hydra.sweeper):
+        return False
+    return any(later.number > trial.number for later in read_trials(Path(hydra.sweep.dir)))
 
 
 def write_trial(trial: Trial) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from datamodules.errors import UserError
+from src import run_folder
 from src.run_folder import RunFolder
 
 CONFIG: dict[str, Any] = {
@@ -101,6 +102,13 @@ def test_a_resumed_run_needs_its_data_and_weights(tmp_path: Path) -> None:
         RunFolder(tmp_path, config()).describe(data=data, backbone={"sha256": "c"})
 
 
+def test_a_resumed_test_needs_its_checkpoint(tmp_path: Path) -> None:
+    RunFolder(tmp_path, config()).write(checkpoint={"file": "a.ckpt", "sha256": "a"})
+    RunFolder(tmp_path, config()).describe(checkpoint={"file": "a.ckpt", "sha256": "a"})
+    with pytest.raises(UserError, match="other content of checkpoint"):
+        RunFolder(tmp_path, config()).describe(checkpoint={"file": "a.ckpt", "sha256": "b"})
+
+
 def test_an_unfinished_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     leave_unfinished(tmp_path, checkpoint=False)
     folder = RunFolder(tmp_path, config())
@@ -152,6 +160,17 @@ def test_a_finished_run_is_refused(changes: dict[str, Any], tmp_path: Path) -> N
     with pytest.raises(UserError, match=rf"{tmp_path} holds a finished run of .*paths\.output_dir") as caught:
         RunFolder(tmp_path, config(**changes))
     assert finished in str(caught.value)
+
+
+def test_of_several_processes_all_refuse_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_unfinished(tmp_path)
+    monkeypatch.setattr(run_folder, "is_first", lambda: False)
+    assert not RunFolder(tmp_path, config(seed=1)).is_resumed  # the first compares
+    monkeypatch.undo()
+    RunFolder(tmp_path, config()).finish()
+    monkeypatch.setattr(run_folder, "is_first", lambda: False)
+    with pytest.raises(UserError, match="finished run"):
+        RunFolder(tmp_path, config())
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"config": {"seed"', "\x00\xff"])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
 
 from src.models.sdp_plus import SDPPlus
 from src.trial import read_trials
@@ -211,6 +213,31 @@ def test_a_search_maximises_the_held_out_metric(cli: Cli, options: list[str]) ->
     failing = cli("train", "-m", *search, "optimizer.lr=wide", name="failing")
     assert failing.code == 1
     assert len(errors(failing)) == 3
+
+
+@pytest.mark.slow
+def test_a_search_that_is_repeated_keeps_the_history_of_its_later_trials(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = [*options, *TRAIN, *HELD_OUT, "+sweep=optuna", "hydra.sweeper.n_trials=4"]
+    search += ["hydra.sweeper.sampler.n_startup_trials=1"]  # from the second on, trials depend on earlier ones
+    fit = Trainer.fit
+
+    def second_fails(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        if HydraConfig.get().job.num in failing:
+            raise ZeroDivisionError("out of memory, say")
+        fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", second_fails)
+    failing = [1, 3]
+    first = list(read_trials(cli("train", "-m", *search, name="sweep").folder))
+    assert [trial.status for trial in first] == ["finished", "failed", "finished", "failed"]
+    failing.clear()
+    done = cli("train", "-m", *search, name="sweep")
+    again = list(read_trials(done.folder))
+    assert [trial.status for trial in again] == ["finished", "failed", "finished", "finished"]
+    assert [trial.overrides for trial in again] == [trial.overrides for trial in first]
+    assert "trial 1 stays failed" in done.out
 
 
 @pytest.mark.slow

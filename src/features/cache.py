@@ -81,10 +81,10 @@ class FeatureCache:
         key, mask_key = self._key(data), _hash({"mask_size": data.mask_size(role)})
         with ThreadPoolExecutor() as pool:
             names = list(pool.map(_names, records))
-        paths = {}
+        paths, has_masks = {}, data.has_masks
         for record, (image, mask) in zip(records, names, strict=True):
             paths[record] = {part: self.store.path(key, part, image) for part in parts}
-            if data.has_masks:
+            if has_masks:
                 paths[record][MASK] = self.store.path(mask_key, MASK, mask)
         return paths
 
@@ -143,8 +143,9 @@ class FeatureCache:
             NoRoom: a value is too large for the type they are kept in.
         """
         device = self.trainer.strategy.root_device
+        self.method.to(device)  # not in inference mode, which would make parameters that can't be trained
         with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
-            features = self.method.to(device).features(images.to(device))
+            features = self.method.features(images.to(device))
         kept = {name: values.to(self.dtype).cpu() for name, values in features.items()}
         if self.dtype == torch.float16 and any(values.isinf().any() for values in kept.values()):
             raise NoRoom("the features are too large for float16; set feature_cache.dtype=float32")

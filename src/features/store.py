@@ -6,18 +6,19 @@ same one write the same content; and one that is removed stays readable where it
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from src.files import write_bytes
+
+_ARRAY = "array"  # its name in its file
 
 
 class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
@@ -38,30 +39,34 @@ class ArrayStore:
 
     def path(self, key: str, part: str, name: str) -> Path:
         """The file of one array: `key` says how it was computed, `name` from what; at least three characters."""
-        return self.root / key / part / name[:2] / f"{name[2:]}.npy"
+        return self.root / key / part / name[:2] / f"{name[2:]}.safetensors"
 
     def read(self, path: Path) -> Tensor | None:
-        """An array, mapped; None if it is not there, or cut off. It counts as used just now."""
+        """An array, mapped; None if it is not there, or cut off. It counts as used just now.
+
+        A map holds no file open, so that a run may have any number of them; changing it does not change the file.
+        """
         try:
-            # Copy on write, because torch warns of arrays that can't be written.
-            array = np.load(path, mmap_mode="c")
-        except (OSError, ValueError, EOFError):
+            with safe_open(path, "pt") as file:
+                array: Tensor = file.get_tensor(_ARRAY)
+        except (OSError, SafetensorError):
             return None
         with suppress(OSError):  # a store that is read only has no order of use
             os.utime(path)
-        return torch.from_numpy(array)
+        return array
 
     def write(self, path: Path, array: Tensor) -> Tensor:
         """Write an array and give it back, mapped.
 
         Raises:
             OSError: the disk is full, or the folder can't be written.
+            NoRoom: the file can't be mapped.
         """
-        content = io.BytesIO()
-        np.save(content, array.numpy())
-        write_bytes(path, content.getvalue())
+        write_bytes(path, save({_ARRAY: array.contiguous()}))
         written = self.read(path)
-        return array if written is None else written
+        if written is None:
+            raise NoRoom(f"{path} can't be mapped; a system maps so many files at once (Linux: vm.max_map_count)")
+        return written
 
     def make_room(self, needed: int, keep: Collection[Path]) -> None:
         """Remove the files that were used least recently, until `needed` more bytes fit.

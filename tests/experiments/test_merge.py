@@ -37,6 +37,21 @@ def test_joined_parts_are_one_run_to_the_last_digit(
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "merged" / name).read_bytes() == (whole / name).read_bytes()
     assert not (parts[0] / "metrics.json").exists()
+    one, joined = (json.loads((folder / "provenance.json").read_text()) for folder in (whole, tmp_path / "merged"))
+    assert joined["protocol"] == one["protocol"]
+    assert joined["config"]["test_data"] == one["config"]["test_data"]
+    assert joined["merged_from"] == [str(part) for part in parts]
+
+
+def test_joined_predictions_are_those_of_one_run(cli: Cli, demo: list[str], demo_data: Path, tmp_path: Path) -> None:
+    [images] = demo_data.glob("demo/*/coin/test")
+    own = [f"test_data.root={images}", "test_data.category=coin", "test_data.categories=null"]
+    options = ["+exp=sdp_demo", *demo, *own]
+    whole = cli.ok("predict", *options, name="whole").folder
+    folders = [cli.ok("predict", *options, f"test_data.shard={n}/3", name=str(n)).folder for n in (1, 2, 3)]
+    merge(folders, tmp_path / "merged")
+    assert (tmp_path / "merged" / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    assert not (tmp_path / "merged" / "metrics.json").exists()
 
 
 def test_parts_that_went_over_to_histograms_can_be_joined(cli: Cli, demo: list[str], tmp_path: Path) -> None:
@@ -63,6 +78,8 @@ def test_a_missing_or_doubled_part_is_refused(parts: list[Path], tmp_path: Path)
         (("data", "test", "sha256"), "0", "the data"),
         (("backbone", "sha256"), "0", "the backbone's weights"),
         (("packages", "torch"), "1.0", "packages"),
+        (("device", "precision"), "bf16-mixed", "precision"),
+        (("kind",), "predict", "the command"),
         (("config", "test_data", "shard"), "7/8", "of 7 parts, the other of 8"),
     ],
 )
@@ -82,9 +99,26 @@ def test_parts_of_different_runs_are_refused(
     assert told in str(caught.value)
 
 
+def test_a_part_that_was_cut_short_is_refused(parts: list[Path], cli: Cli, demo: list[str], tmp_path: Path) -> None:
+    shard = f"test_data.shard=7/{PARTS}"
+    short = cli.ok("eval", *OPTIONS, *demo, shard, "+trainer.limit_test_batches=1").folder
+    with pytest.raises(UserError, match=r"part 7/7, which was cut short by limit_test_batches=1"):
+        merge([*parts[:6], short], tmp_path / "merged")
+
+
+def test_images_that_are_missing_in_a_part_are_noticed(parts: list[Path], tmp_path: Path) -> None:
+    other = shutil.copytree(parts[6], tmp_path / "other")
+    lines = (other / "predictions.csv").read_text().splitlines(keepends=True)
+    (other / "predictions.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"expected the 96 images .* found 95"):
+        merge([*parts[:6], other], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_is_no_part_is_refused(cli: Cli, demo: list[str], parts: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run"):
         merge([tmp_path], tmp_path / "merged")
+    assert "at most 20 parts" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=1/21")
     assert "i/n" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=8/7")
     message = cli.error("train", "+exp=sdp_plus_demo", *demo, "test_data.shard=1/2")
     assert "src.eval" in message

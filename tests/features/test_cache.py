@@ -86,7 +86,7 @@ def results(run: Finished) -> tuple[bytes, bytes]:
 
 
 def files(cli: Cli) -> list[Path]:
-    return sorted((cli.folder / "cache" / "features").rglob("*.npy"))
+    return sorted((cli.folder / "cache" / "features").rglob("*.safetensors"))
 
 
 def test_a_cached_run_is_an_uncached_run(train: Runs) -> None:
@@ -101,6 +101,21 @@ def test_a_cached_run_is_an_uncached_run(train: Runs) -> None:
     served = warm.provenance["feature_cache"]
     assert {role: (one["images"], one["hits"]) for role, one in served.items()} == {"train": (3, 3), "test": (3, 3)}
     assert served["train"]["key"] == cold.provenance["feature_cache"]["test"]["key"]
+
+
+def test_parameters_that_move_to_a_device_can_still_be_trained(train: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, _ = train(OFF)
+
+    def move(method: SDPPlus, device: torch.device) -> SDPPlus:
+        """As from one device to another: each parameter has other memory after it."""
+        for parameter in method.parameters():
+            parameter.data = parameter.data.clone()
+        return method
+
+    monkeypatch.setattr(SDPPlus, "to", move)
+    cold, at_first = train()
+    assert at_first == 6
+    assert results(plain) == results(cold)
 
 
 def test_only_what_is_read_is_kept(train: Runs, cli: Cli) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from src.features import store as store_module
 from src.features.store import ArrayStore, NoRoom
 
-SIZE = 128 + 4000  # npy's header and a thousand float32
+SIZE = 80 + 4000  # header and a thousand float32
 
 
 def array(value: float = 1.0) -> Tensor:
@@ -39,7 +41,7 @@ def there(paths: dict[str, Path]) -> str:
 def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     store = ArrayStore(tmp_path / "store", 1e9)
     path = store.path("key", "part", "abcdef")
-    assert path == tmp_path / "store" / "key" / "part" / "ab" / "cdef.npy"
+    assert path == tmp_path / "store" / "key" / "part" / "ab" / "cdef.safetensors"
     assert store.read(path) is None
     values = torch.arange(24).view(2, 3, 4).to(dtype)
     written = store.write(path, values)
@@ -48,10 +50,10 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert read is not None
     assert read.dtype == dtype
     assert torch.equal(read, values)
-    assert [one.name for one in path.parent.iterdir()] == ["cdef.npy"]
+    assert [one.name for one in path.parent.iterdir()] == ["cdef.safetensors"]
 
 
-@pytest.mark.parametrize("size", [0, 1, 60, 127, 128, 129, SIZE - 1])
+@pytest.mark.parametrize("size", [0, 1, 8, 60, 79, 80, 81, SIZE - 1])
 def test_a_file_that_is_cut_off_is_not_there(tmp_path: Path, size: int) -> None:
     store, paths = filled(tmp_path, "a")
     assert paths["a"].stat().st_size == SIZE
@@ -68,6 +70,43 @@ def test_changing_what_was_read_does_not_change_the_file(tmp_path: Path) -> None
     second = store.read(paths["a"])
     assert second is not None
     assert torch.equal(second, array(ord("a")))
+
+
+def test_any_number_of_arrays_may_be_mapped_at_once(tmp_path: Path) -> None:
+    store = ArrayStore(tmp_path / "store", 1e9)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        paths = [store.path("key", "part", f"name{number}") for number in range(100)]
+        written = [store.write(path, array(number)) for number, path in enumerate(paths)]
+        read = [store.read(path) for path in paths]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for number, (one, other) in enumerate(zip(written, read, strict=True)):
+        assert torch.equal(one, array(number))
+        assert other is not None
+        assert torch.equal(other, array(number))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_what_is_read_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, "ab")
+    held = [store.read(path) for path in paths.values()]
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(path) in maps for path in paths.values())
+    del held
+    maps = Path("/proc/self/maps").read_text()
+    assert not any(str(path) in maps for path in paths.values())
+
+
+def test_a_file_that_can_not_be_mapped_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_maps(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    store = ArrayStore(tmp_path / "store", 1e9)
+    monkeypatch.setattr(store_module, "safe_open", no_more_maps)
+    with pytest.raises(NoRoom, match=r"can't be mapped.*max_map_count"):
+        store.write(store.path("key", "part", "name"), array())
 
 
 def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
@@ -90,7 +129,7 @@ def test_an_array_that_is_removed_stays_readable_where_it_is_mapped(tmp_path: Pa
 
 def test_nothing_is_removed_for_what_will_not_fit_anyway(tmp_path: Path) -> None:
     store, paths = filled(tmp_path, "abc", max_bytes=3 * SIZE)
-    with pytest.raises(NoRoom, match=r"max_gb is 1\.2384e-05"):
+    with pytest.raises(NoRoom, match=r"max_gb is 1\.224e-05"):
         store.make_room(2 * SIZE, keep=[paths["a"], paths["b"]])
     assert there(paths) == "abc"
 

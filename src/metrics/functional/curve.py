@@ -6,8 +6,8 @@ samples, and F1 and precision matter only there: between two of them nothing but
 anomalous scores are the only thresholds needed, and of the many normal scores only two counts per threshold.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -132,11 +132,25 @@ def count_normals(thresholds: Tensor, ascending_normals: Tensor) -> tuple[Tensor
     Returns:
         (T,) and (T,) int64: normal scores > threshold, normal scores >= threshold.
     """
-    common = torch.promote_types(thresholds.dtype, ascending_normals.dtype)  # widening keeps order and ties
-    normals, values = ascending_normals.to(common).numpy(), thresholds.to(common).numpy()
-    above, at_or_above = np.empty((2, len(values)), np.int64)
-    for block in (slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)):
-        above[block], at_or_above[block] = _count_block(normals, values[block])
+    return _count(thresholds, [ascending_normals], map)
+
+
+def _count(
+    thresholds: Tensor, parts: Sequence[Tensor], mapping: Callable[..., Iterable[object]]
+) -> tuple[Tensor, Tensor]:
+    """Count over ascending parts, a block of thresholds at a time; `mapping` may do several at once."""
+    common = torch.promote_types(thresholds.dtype, parts[0].dtype)  # widening keeps order and ties
+    normals, values = [part.to(common).numpy() for part in parts], thresholds.to(common).numpy()
+    above, at_or_above = np.zeros((2, len(values)), np.int64)
+
+    def count(block: slice) -> None:
+        for part in normals:
+            more, as_many = _count_block(part, values[block])
+            above[block] += more
+            at_or_above[block] += as_many
+
+    for _ in mapping(count, [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]):
+        pass
     return torch.from_numpy(above), torch.from_numpy(at_or_above)
 
 
@@ -156,17 +170,15 @@ def _count_block(normals: Scores, values: Scores) -> tuple[NDArray[np.int64], ND
 def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
     """Do what `count_normals` does, with normal scores in any order and as many threads as torch uses.
 
-    Each thread sorts a part in place and counts in it: ``normals`` is left in another order.
+    Each thread sorts a part in place: ``normals`` is left in another order. However many there are, they share the
+    counts, so that memory does not grow with cores.
     """
-    parts = [part for part in normals.tensor_split(torch.get_num_threads()) if len(part)] or [normals]
-
-    def count(part: Tensor) -> tuple[Tensor, Tensor]:
-        part.numpy().sort()
-        return count_normals(thresholds, part)
-
-    with ThreadPoolExecutor(len(parts)) as threads:  # numpy lets go of the interpreter while it sorts and searches
-        above, at_or_above = zip(*threads.map(count, parts), strict=True)
-    return reduce(Tensor.add_, above), reduce(Tensor.add_, at_or_above)
+    threads = torch.get_num_threads()
+    parts = [part for part in normals.tensor_split(threads) if len(part)] or [normals]
+    with ThreadPoolExecutor(threads) as pool:  # numpy lets go of the interpreter while it sorts and searches
+        for _ in pool.map(lambda part: part.numpy().sort(), parts):
+            pass
+        return _count(thresholds, parts, pool.map)
 
 
 def _tied(normals: Scores, values: Scores, places: NDArray[np.int64], of: NDArray[np.intp]) -> NDArray[np.intp]:
