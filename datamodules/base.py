@@ -16,7 +16,7 @@ from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record
-from datamodules.samplers import EpochSampler, Filler, SharedBatchSampler, own_slice
+from datamodules.samplers import EpochSampler, FillerBatches, SharedBatchSampler, own_slice
 from datamodules.transforms import build_transform
 
 
@@ -193,7 +193,9 @@ class AnomalyDataModule(LightningDataModule):
         rank, processes = self._process
         checks.check_share(self.batch_size, processes)
         dataset = self.dataset("train", self.records_of("train"))
-        order = EpochSampler(dataset, self.shuffle, dataset.seed, dataset.epoch)
+        # To overfit a batch is to see the same one again; Lightning can't tell our sampler.
+        shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
+        order = EpochSampler(dataset, shuffle, dataset.seed, dataset.epoch)
         return self.loader("train", dataset, SharedBatchSampler(order, self.batch_size, rank, processes))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
@@ -249,7 +251,7 @@ class AnomalyDataModule(LightningDataModule):
         own = records[own_slice(len(records), self.batch_size, *self._process)]
         if own or not records:
             return self.loader(role, self.dataset(role, own))
-        return self.loader(role, self.dataset(role, records[:1]), [[Filler(0)]])
+        return self.loader(role, self.dataset(role, records[:1]), FillerBatches())
 
     @property
     def _process(self) -> tuple[int, int]:

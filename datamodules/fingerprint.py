@@ -22,7 +22,7 @@ def hash_files(paths: Iterable[Path], root: Path) -> str:
     """SHA-256 over (path relative to ``root``, size in bytes), sorted by path: the same wherever the data lies."""
     digest = hashlib.sha256()
     for name, size in sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths):
-        digest.update(f"{name}\0{size}\n".encode())
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))  # names are bytes to Linux
     return digest.hexdigest()
 
 

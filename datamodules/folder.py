@@ -35,7 +35,7 @@ class Folder(AnomalyDataModule):
     ) -> None:
         super().__init__(root, **options)
         self.name = self.title = self.root.resolve().name
-        self.category = category or self.name
+        self.category = self.name if category is None else str(category)
         self.normal_dir = normal_dir
         self.anomalous_dir = anomalous_dir
         self.mask_dir = mask_dir

@@ -12,6 +12,16 @@ class Filler(int):
     """The index of a sample that is only there so that a process has a batch to compute; it weighs nothing."""
 
 
+class FillerBatches(Sampler[list[int]]):
+    """One batch, of a filler alone: what a process tests that has no image of its own."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield [Filler(0)]
+
+    def __len__(self) -> int:
+        return 1
+
+
 class EpochSampler(Sampler[int]):
     """The order of the training images, and the number of the epoch for their augmentation.
 

@@ -24,6 +24,7 @@ from src.trial import Trial, read_trials
 
 SEED = "seed"
 OBJECTIVE = "objective"
+PROTOCOL = "protocol"
 
 
 @dataclass
@@ -72,12 +73,27 @@ def collect(folder: Path) -> str:
         Row(str(trial.number), {k: v for k, v in own.items() if k not in common}, *_results(folder, trial))
         for trial, own in zip(trials, settings, strict=True)
     ]
+    protocols = _add_protocols(folder, rows)
     rows = with_summaries(rows)
     mark = _mark(folder, rows)
-    text = "\n".join([*_heading(folder, trials, common), *mark, *_markdown(rows), ""])
+    text = "\n".join([*_heading(trials, common), *protocols, *mark, *_markdown(rows), ""])
     write_text(folder / "trials.csv", _csv(rows))
     write_text(folder / "trials.md", text)
     return text
+
+
+def _add_protocols(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """What was trained and tested: a line for all, or, where trials differ in it, one of their settings."""
+    lines = {}
+    for row in rows:
+        protocol = _read(folder / row.label / "provenance.json").get("protocol")
+        if protocol:
+            lines[row.label] = protocol["line"]
+    distinct = set(lines.values())
+    if len(distinct) > 1:
+        for row in rows:
+            row.settings[PROTOCOL] = lines.get(row.label, "")
+    return [distinct.pop(), ""] if len(distinct) == 1 else []
 
 
 def with_summaries(trials: Sequence[Row]) -> list[Row]:
@@ -98,9 +114,14 @@ def with_summaries(trials: Sequence[Row]) -> list[Row]:
             results.append(rows[-2])
         else:
             results += finished
-    if len(results) > 1:
+    if len(results) > 1 and len({_tested(row) for row in results}) == 1:
         _mark_best(results)
     return rows
+
+
+def _tested(row: Row) -> str:
+    """What the metrics are of: those of two benchmarks can't be compared."""
+    return row.settings.get(PROTOCOL, "").partition(" -> ")[2]
 
 
 def _mark_best(results: Sequence[Row]) -> None:
@@ -127,16 +148,12 @@ def _results(folder: Path, trial: Trial) -> tuple[dict[str, float], str]:
     return values | _read(folder / str(trial.number) / "metrics.json").get("mean", {}), ""
 
 
-def _heading(folder: Path, trials: Sequence[Trial], common: dict[str, str]) -> list[str]:
+def _heading(trials: Sequence[Trial], common: dict[str, str]) -> list[str]:
     """What was run."""
-    provenance = _read(folder / str(trials[0].number) / "provenance.json")
     states = [trial.status for trial in trials]
     unfinished = [f"{states.count(state)} {state}" for state in ("failed", "running") if state in states]
     lines = [f"{len(trials)} trials{''.join(f', {part}' for part in unfinished)}, in percent. All have:", ""]
-    lines += ["```", *(f"{key}={value}" for key, value in common.items()), "```", ""]
-    if provenance.get("protocol"):
-        lines += [f"{provenance['protocol']['line']}", ""]
-    return lines
+    return [*lines, "```", *(f"{key}={value}" for key, value in common.items()), "```", ""]
 
 
 def _mark(folder: Path, rows: Sequence[Row]) -> list[str]:

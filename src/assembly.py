@@ -27,7 +27,7 @@ from src.models.trained_weights import Origin, load_trained_weights, read_traine
 from src.report import provenance
 from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
 from src.run_folder import RunFolder
-from src.trainer import build_trainer, check_training_settings, shortcuts
+from src.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
 
 
 @dataclass
@@ -80,8 +80,12 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     if not trainable:
         train_data = None
     if trainable and with_training:
-        trained_on = describe_use(_training_data(method, train_data, config))
-        origin = Origin(model=plain(config)["model"], backbone=backbone, trained_on=dict(trained_on))
+        origin = Origin(
+            model=plain(config)["model"],
+            backbone=backbone,
+            trained_on=dict(describe_use(_training_data(method, train_data, config))),
+            cut_short_by=training_shortcuts(config.trainer),
+        )
     else:
         origin = _load_weights(config, method, backbone)
     protocol = Protocol(
@@ -91,6 +95,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         shared=shared_categories(train_data, test_data) if train_data else (),
         shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
         tests=config.test,
+        trained_under=() if train_data else origin.get("cut_short_by", ()),
     )
     state_file = folder.path / STATE_FILE if test_data.shard else None
     module = AnomalyModule(

@@ -34,6 +34,7 @@ _SHORTCUTS = {
     "max_steps": ("-1",),
     "max_time": ("None",),
 }
+_ONLY_EVALUATION = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 
 class SelectedCheckpoint(ModelCheckpoint):
@@ -109,8 +110,15 @@ def effective_precision(trainer: DictConfig) -> str:
 def shortcuts(trainer: DictConfig) -> list[str]:
     """The settings under which a run does less than its data sets hold, such as `limit_test_batches=2`."""
     return [
-        f"{key}={trainer[key]}" for key, whole in _SHORTCUTS.items() if key in trainer and trainer[key] not in whole
+        f"{key}={trainer[key]}"
+        for key, whole in _SHORTCUTS.items()
+        if key in trainer and str(trainer[key]) not in whole
     ]
+
+
+def training_shortcuts(trainer: DictConfig) -> list[str]:
+    """Those of them under which it trains less."""
+    return [one for one in shortcuts(trainer) if not one.startswith(_ONLY_EVALUATION)]
 
 
 def check_training_settings(config: DictConfig) -> None:
@@ -142,10 +150,18 @@ def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | N
 
     Returns:
         The file, and the epoch's score on the held-out categories if it was selected by it.
+
+    Raises:
+        UserError: it is to be selected, but no epoch was validated.
     """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, SelectedCheckpoint):
-            assert callback.best_model_score is not None
+            if callback.best_model_score is None:
+                raise UserError(
+                    f"select={str(callback.monitor).removeprefix('val/')} needs a validated epoch, but there was none; "
+                    "check trainer.check_val_every_n_epoch and trainer.limit_val_batches, or test "
+                    f"{folder / LAST_CHECKPOINT} by src.eval with ckpt_path"
+                )
             return Path(callback.best_model_path), float(callback.best_model_score)
     return folder / LAST_CHECKPOINT, None
 
@@ -156,4 +172,7 @@ def _checkpoints(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:
     if config.select != LAST:
         yield SelectedCheckpoint(target.parent, "best", monitor=f"val/{config.select}", mode="max")
     # Not Lightning's save_last, which writes at the end of the training only, unless another file is kept too.
-    yield ModelCheckpoint(target.parent, target.stem, save_top_k=1, enable_version_counter=False)
+    # After each epoch, also one without a validation; that comes before the epoch's end.
+    yield ModelCheckpoint(
+        target.parent, target.stem, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )

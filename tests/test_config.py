@@ -50,6 +50,7 @@ def test_every_experiment_composes(experiment: str, command: str) -> None:
 def test_prediction_takes_an_experiments_model_and_own_images(experiment: str) -> None:
     config = validate(composed("predict", f"+exp={experiment}", "test_data.root=/my/images"))
     assert config.test_data._target_ == "datamodules.folder.Folder"
+    assert config.test_data.get("categories") is None
     assert config.model == composed("eval", f"+exp={experiment}").model
 
 

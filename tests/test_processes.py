@@ -83,6 +83,19 @@ def test_several_processes_train_and_test_as_one_does(
     assert provenance["device"]["processes"] == processes
 
 
+def test_a_process_without_an_image_takes_part_in_a_prediction(
+    demo: list[str], demo_data: Path, tmp_path: Path
+) -> None:
+    [images] = demo_data.glob("demo/*/coin/test")
+    own = ["+exp=sdp_demo", *demo, f"test_data.root={images}", "test_data.category=coin", "test_data.batch_size=100"]
+    run("predict", tmp_path / "1", *own)
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    run("predict", tmp_path / "2", *(option for option in own if option != "trainer=cpu"), *ddp)
+    one, two = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in "12")
+    assert [row.split(",")[0] for row in one] == [row.split(",")[0] for row in two]
+    assert len(one) > 40
+
+
 def test_a_run_killed_within_an_epoch_ends_as_if_it_had_not_been(quiet: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start("train", folder, *quiet)

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch._inductor.exc import InvalidCxxCompiler
 
 from src.models.backbone import Backbone, BackboneSource
 from src.models.dual_block import run_block
 from src.models.sdp_plus import SDPPlus
+from src.trainer import shortcuts
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
@@ -310,6 +312,27 @@ def test_a_run_that_is_cut_short_says_so(cli: Cli, options: list[str]) -> None:
     assert run.provenance["protocol"]["cut_short_by"] == ["limit_test_batches=1"]
     dry = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "+trainer.fast_dev_run=true", name="dry")
     assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]
+
+
+def test_weights_remember_that_their_training_was_cut_short(cli: Cli, options: list[str]) -> None:
+    short = ["+trainer.limit_train_batches=1", "+trainer.limit_test_batches=1", "trainer.max_epochs=1"]
+    trained = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, *short, name="trained")
+    assert trained.provenance["protocol"]["cut_short_by"] == ["limit_train_batches=1", "limit_test_batches=1"]
+    weights = trained.folder / "sdp_plus.trained_on_mvtec.safetensors"
+    tested = cli.ok("eval", *options, *TEST_CANDLE, "model=sdp_plus", f"ckpt_path={weights}")
+    protocol = tested.provenance["protocol"]
+    assert protocol["cut_short_by"] == []
+    assert protocol["training_cut_short_by"] == ["limit_train_batches=1"]
+    assert "images of pcb1, cut short by limit_train_batches=1) -> test" in protocol["line"]
+
+
+@pytest.mark.parametrize(
+    "whole", ["limit_test_batches=1.0", "fast_dev_run=false", "max_steps=-1", "max_time=null", "overfit_batches=0.0"]
+)
+def test_settings_that_cut_nothing_short(whole: str) -> None:
+    key = whole.partition("=")[0]
+    assert shortcuts(OmegaConf.from_dotlist([whole])) == []
+    assert shortcuts(OmegaConf.create({key: 1})) == [f"{key}=1"]
 
 
 def test_the_same_images_under_another_name_leak(cli: Cli, options: list[str], two_data_sets: Path) -> None:

@@ -125,6 +125,23 @@ def test_early_stopping_needs_something_to_watch(cli: Cli, train: list[str]) -> 
     cli.ok("train", *options, *watched, "trainer.max_epochs=1", "test=false")
 
 
+@pytest.mark.parametrize("held_out", [[], [option for option in HELD_OUT if "select" not in option]])
+def test_the_last_epoch_is_tested_also_where_it_is_not_validated(
+    cli: Cli, train: list[str], held_out: list[str]
+) -> None:
+    rare = cli.ok("train", *train, *held_out, "trainer.max_epochs=3", "+trainer.check_val_every_n_epoch=2", name="rare")
+    often = cli.ok("train", *train, *held_out, "trainer.max_epochs=3", name="often")
+    assert rare.provenance["trained_weights"]["epochs"] == 3
+    assert torch.equal(projections(rare), projections(often))
+
+
+def test_an_epoch_that_was_not_validated_can_not_be_selected(cli: Cli, train: list[str]) -> None:
+    options = [*train, *HELD_OUT, "trainer.max_epochs=1", "+trainer.check_val_every_n_epoch=2"]
+    message = cli.error("train", *options)
+    assert "check_val_every_n_epoch" in message
+    assert (cli.folder / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_the_default_callbacks_stay_beside_the_optional_ones(cli: Cli, train: list[str]) -> None:
     callbacks = "callbacks=[default,early_stopping,learning_rate]"
     bar = [option for option in train if "progress" not in option]
@@ -139,15 +156,10 @@ def test_debug_configs(cli: Cli, train: list[str]) -> None:
     assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]
     assert not list(dry.folder.rglob("*.ckpt"))
 
-    over = cli.ok(
-        "train",
-        *train,
-        "+debug=overfit",
-        "train_data.batch_size=2",
-        "optimizer.lr=1e-3",
-        "trainer.max_epochs=15",
-        name="over",
-    )
+    one_batch = ["train_data.batch_size=2", "optimizer.lr=1e-3", "trainer.max_epochs=15"]
+    over = cli.ok("train", *train, "+debug=overfit", *one_batch, "train_data.shuffle=true", name="over")
+    steady = cli.ok("train", *train, "+debug=overfit", *one_batch, name="steady")
+    assert logged(over, "train/loss_epoch") == logged(steady, "train/loss_epoch")
     falling = logged(over, "train/loss_epoch")
     assert len(falling) == 15
     assert falling[-1] < 0.8 * falling[0]

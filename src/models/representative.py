@@ -49,8 +49,8 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
     }
     if method not in methods:
         raise UserError(f"model.representative must be one of {', '.join(REPRESENTATIVES)}, but got '{method}'")
-    vector = methods[method](embeddings.double().cpu().numpy())
-    return F.normalize(torch.as_tensor(vector, dtype=torch.float64), dim=0).to(embeddings.device, torch.float32)
+    vector = methods[method](embeddings.cpu().double().numpy())
+    return F.normalize(torch.as_tensor(vector, dtype=torch.float64), dim=0).float().to(embeddings.device)
 
 
 def first_component_scores(rows: Array) -> Array:

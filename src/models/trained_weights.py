@@ -24,12 +24,14 @@ _REFERENCE_PREFIX = "projections."
 class Origin(TypedDict, total=False):
     """What trained parameters say about themselves; a file of the reference says nothing.
 
-    `model` and `backbone` are the settings they were trained with, `trained_on` the data, `epochs` how many were done.
+    `model` and `backbone` are the settings they were trained with, `trained_on` the data, `cut_short_by` the settings
+    under which less was done than the data hold, `epochs` how many were done.
     """
 
     model: dict[str, Any]
     backbone: dict[str, Any]
     trained_on: dict[str, Any]
+    cut_short_by: list[str]
     epochs: int
 
 

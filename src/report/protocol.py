@@ -61,6 +61,7 @@ class Protocol:
         shared: tested categories of which images are among the training images, under whatever name.
         shortcuts: settings under which less is trained or tested than these data hold.
         tests: whether the benchmark is tested at all, after training.
+        trained_under: such settings of an earlier training.
     """
 
     trainable: bool
@@ -69,6 +70,7 @@ class Protocol:
     shared: Sequence[str] = ()
     shortcuts: Sequence[str] = ()
     tests: bool = True
+    trained_under: Sequence[str] = ()
 
     @property
     def line(self) -> str:
@@ -107,11 +109,12 @@ class Protocol:
             "tested_on": self.tested_on,
             "leaked_categories": self.leaked,
             "cut_short_by": list(self.shortcuts),
+            "training_cut_short_by": list(self.trained_under),
         }
 
     @property
     def _cut(self) -> str:
-        return f", cut short by {', '.join(self.shortcuts)}" if self.shortcuts else ""
+        return _cut_by(self.shortcuts)
 
     @property
     def _training(self) -> str:
@@ -119,7 +122,12 @@ class Protocol:
             return "no training (frozen CLIP)"
         if self.trained_on is None:
             return "trained on unknown data"
-        return f"train {self.trained_on['title']} ({self.trained_on['split']} split, {_extent(self.trained_on)})"
+        extent = f"{self.trained_on['split']} split, {_extent(self.trained_on)}{_cut_by(self.trained_under)}"
+        return f"train {self.trained_on['title']} ({extent})"
+
+
+def _cut_by(settings: Sequence[str]) -> str:
+    return f", cut short by {', '.join(settings)}" if settings else ""
 
 
 def _extent(use: DataUse) -> str:

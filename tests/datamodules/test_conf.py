@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from datamodules.base import AnomalyDataModule
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "conf/data").glob("*.yaml"))
+# One that changes another names no class.
+FILES = [file for file in sorted((ROOT / "conf/data").glob("*.yaml")) if "_target_" in OmegaConf.load(file)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

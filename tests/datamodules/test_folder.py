@@ -1,5 +1,7 @@
 """A folder of one's own images -> records."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,21 @@ def test_all_images_unlabelled(photos: Path) -> None:
     assert (data.name, data.title) == ("ok", "ok")
     assert not data.has_labels
     assert not data.has_masks
+
+
+def test_a_category_may_look_like_a_number(photos: Path) -> None:
+    assert Folder(photos, category=4711).category_names == ["4711"]  # type: ignore[arg-type] # as Hydra reads it
+    assert Folder(photos, category=0).category_names == ["0"]  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+def test_names_that_are_no_utf_8(photos: Path) -> None:
+    folder = photos / "ok"
+    before = Folder(folder).fingerprint()
+    (folder / "a.jpg").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
+    renamed = Folder(folder)
+    assert renamed.fingerprint()["sha256"] != before["sha256"]
+    assert renamed.fingerprint()["bytes"] == before["bytes"]
 
 
 def test_hidden_files_and_other_files_are_left_out(photos: Path) -> None:

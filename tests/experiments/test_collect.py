@@ -66,6 +66,21 @@ def test_the_objective_alone_chooses(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| 1 | 0.2 | **30.00** | 10.00 |" in printed
 
 
+def test_metrics_of_two_benchmarks_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["train VisA (test split, 2162 images) -> test MVTec AD (1725 images)"] * 2 + ["no training -> test VisA"]
+    for number, line in enumerate(lines):
+        write_trial(tmp_path, number, [f"model.smoothing_sigma={number}"], {"pixel_AP": 0.1 * number})
+        (tmp_path / str(number) / "provenance.json").write_text(json.dumps({"protocol": {"line": line}}))
+    assert main([str(tmp_path)]) == 0
+    assert [row["protocol"] for row in rows(tmp_path)] == lines
+    assert not any(row["best_in"] for row in rows(tmp_path))
+    (tmp_path / "2" / "provenance.json").unlink()  # it failed before it could say
+    capsys.readouterr()
+    assert main([str(tmp_path)]) == 0
+    assert "protocol" not in rows(tmp_path)[0]
+    assert lines[0] in capsys.readouterr().out.splitlines()
+
+
 def test_failed_and_unfinished_trials_are_listed_and_not_averaged(tmp_path: Path) -> None:
     write_trial(tmp_path, 10, ["seed=4"], {"pixel_AP": 0.4})
     write_trial(tmp_path, 9, ["seed=3"], {"pixel_AP": 0.2})

@@ -45,7 +45,7 @@ def test_joined_parts_are_one_run_to_the_last_digit(
 
 def test_joined_predictions_are_those_of_one_run(cli: Cli, demo: list[str], demo_data: Path, tmp_path: Path) -> None:
     [images] = demo_data.glob("demo/*/coin/test")
-    own = [f"test_data.root={images}", "test_data.category=coin", "test_data.categories=null"]
+    own = [f"test_data.root={images}", "test_data.category=coin"]
     options = ["+exp=sdp_demo", *demo, *own]
     whole = cli.ok("predict", *options, name="whole").folder
     folders = [cli.ok("predict", *options, f"test_data.shard={n}/3", name=str(n)).folder for n in (1, 2, 3)]

@@ -99,6 +99,7 @@ def test_description_holds_line_and_leakage() -> None:
         "tested_on": use(),
         "leaked_categories": ["candle"],
         "cut_short_by": [],
+        "training_cut_short_by": [],
     }
 
 
