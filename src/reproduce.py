@@ -7,6 +7,7 @@ metrics, and what they may depend on, which is data, weights, code, packages and
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from src.files import write_text
 CONF = Path(__file__).resolve().parents[1] / "conf"
 METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
+CACHE = "cache"
 # On one CPU two runs are equal to the last digit; another CPU, or number of threads, adds in another order.
 CPU_TOLERANCE = 1e-6
 # Chosen, not measured: kernels of a GPU may add in another order from run to run.
@@ -60,7 +62,9 @@ def reproduce(folder: Path) -> int:
     target = _new_folder(folder)
     command = _command(before.provenance, target)
     print(f"$ python {' '.join(command[1:])}", flush=True)
-    if run(command) != 0:
+    code = run(command)
+    shutil.rmtree(target / CACHE, ignore_errors=True)
+    if code != 0:
         raise UserError(f"{folder} could not be run again; what the run has said stands above")
     after = read_record(target)
     tolerance = tolerance_of(before.provenance, after.provenance)
@@ -140,12 +144,13 @@ def _command(provenance: Mapping[str, Any], target: Path) -> list[str]:
     """Write the recorded configuration below the new folder, and make the command that runs it.
 
     It is as complete as it was composed, so nothing but Hydra's own settings is added. Loggers don't decide figures,
-    and might write to where the first run wrote.
+    and might write to where the first run wrote; nor does it take what earlier runs have kept, which no change of code
+    would show in.
     """
     config = dict(provenance["config"])
     csv_logger = OmegaConf.load(CONF / "logger" / "csv.yaml")
     trainer = {key: value for key, value in config["trainer"].items() if key != "profiler"}
-    paths = config["paths"] | {"output_dir": str(target)}
+    paths = config["paths"] | {"output_dir": str(target), "cache_dir": str(target / CACHE)}
     header = {"defaults": [{"hydra": "default"}, "_self_"], "hydra": {"searchpath": [f"file://{CONF}"]}}
     content = OmegaConf.create(header | config | {"trainer": trainer, "paths": paths, "logger": csv_logger})
     kind = provenance["kind"]

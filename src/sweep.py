@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from src.files import write_json
 from src.trial import is_search, read_trials, starts_processes
 
 SWEEP_FILE = "sweep.json"
+_STARTED_TOGETHER = ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE")  # set by srun and torchrun
 
 
 class SweepRefusedError(BaseException):
@@ -68,7 +70,14 @@ def _objective(config: DictConfig) -> str | None:
 
 
 def _check_launcher(config: DictConfig) -> None:
-    """A cluster's job is one process here; Lightning would look for as many tasks as it wants processes."""
+    """A sweep is one process, which starts the others; started several times over, each would draw trials of its own.
+
+    A cluster's job is one process here, too; Lightning would look for as many tasks as it wants processes.
+    """
+    if any(int(os.environ.get(count, 1)) > 1 for count in _STARTED_TOGETHER):
+        raise UserError(
+            "a sweep is started once, without srun or torchrun; it starts the processes of its trials itself"
+        )
     if "submitit" in str(config.hydra.launcher._target_) and starts_processes(config.trainer):
         raise UserError(
             "a trial that is a job of its own runs in one process: set trainer.devices=1 trainer.num_nodes=1, or start "

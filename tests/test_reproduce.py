@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from src import reproduce
 from tests.cli import Cli, golden_backbone
@@ -34,7 +35,8 @@ def here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: Sequence[str]) -> int:
         assert command[:2] == [sys.executable, "-m"]
         target = Path(command[4]).parent
-        given = [*command[3:], f"paths.output_dir={target}"]
+        recorded = OmegaConf.load(next((target / "config").glob("*.yaml")))
+        given = [*command[3:], f"paths.output_dir={target}", f"paths.cache_dir={recorded.paths.cache_dir}"]
         done = cli(command[2].removeprefix("src."), *given)
         print(done.out, done.err)
         return done.code
@@ -73,6 +75,10 @@ def test_a_training_is_reproduced_to_the_last_digit(
     assert call(monkeypatch, first.folder) == 0
     assert "figures are equal exactly" in capsys.readouterr().out
     again = first.folder.with_name("run-reproduced-1")
+    # What the first run has kept is computed anew.
+    served = json.loads((again / "provenance.json").read_text())["feature_cache"]
+    assert {role: one["hits"] for role, one in served.items()} == {"train": 0, "test": 0}
+    assert not (again / "cache").exists()
     assert (again / "metrics.json").read_bytes() == (first.folder / "metrics.json").read_bytes()
     assert json.loads((again / "provenance.json").read_text())["seed"] == 7
     assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == kept

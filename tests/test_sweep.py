@@ -103,6 +103,13 @@ def test_another_sweep_leaves_an_earlier_one_alone(cli: Cli, options: list[str])
     assert not (single.folder / "multirun.yaml").exists()
 
 
+@pytest.mark.parametrize("count", ["SLURM_STEP_NUM_TASKS", "WORLD_SIZE"])
+def test_a_sweep_is_started_once(count: str, cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(count, "2")
+    assert "started once" in cli.error("eval", "-m", *options, "+exp=sdp_mvtec", "seed=1,2", name="sweep")
+    assert not (cli.folder / "sweep").exists()
+
+
 def test_a_sweep_that_could_not_start_does_not_occupy_its_folder(cli: Cli, options: list[str]) -> None:
     assert "sdp_cifar" in cli.error("eval", "-m", *options, "+exp=sdp_cifar", "seed=1,2", name="sweep")
     cli.ok("eval", "-m", *options, "+exp=sdp_mvtec", "seed=1,2", name="sweep")

@@ -52,6 +52,9 @@ def open_feature_cache(
         return None if settings.enabled == AUTO else f"nothing of model {method.name} is frozen"
     if weights_sha256 is None:
         return "the backbone's weights are random"
+    if settings.enabled == AUTO and trainer.world_size > 1:
+        # They are computed before there are several processes.
+        return "one of several processes would compute all features alone; feature_cache.enabled=true has it do so"
     if settings.enabled == AUTO and shortcuts(config.trainer):
         return f"the run is cut short by {', '.join(shortcuts(config.trainer))}"
     store = ArrayStore(Path(config.paths.cache_dir).expanduser() / "features", settings.max_gb * 1e9)

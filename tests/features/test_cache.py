@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from src.features.setup import open_feature_cache
 from src.features.store import ArrayStore
 from src.models.dual_path import DualPath, Level
 from src.models.sdp_plus import SDPPlus
@@ -235,6 +238,15 @@ def test_off_with_a_reason(train: Runs, cli: Cli, overrides: list[str], line: st
     assert tower >= 3 * 3 + 2
     assert f"feature cache off: {line}" in run.out or line in run.out
     assert files(cli) == []
+
+
+def test_one_of_several_processes_computes_them_only_if_told() -> None:
+    config = OmegaConf.create(
+        {"feature_cache": {"enabled": "auto"}, "train_data": {"transforms": "default"}, "trainer": {}}
+    )
+    trainer, method = SimpleNamespace(world_size=2), SimpleNamespace(frozen=object())
+    reason = open_feature_cache(config, None, "sha256", method, trainer, trains=True)  # type: ignore[arg-type]
+    assert "one of several processes" in str(reason)
 
 
 def test_evaluations_use_it_only_if_told(cli: Cli, options: list[str], seen: list[int]) -> None:
