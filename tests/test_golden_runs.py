@@ -73,6 +73,7 @@ def test_precision(cli: Cli, golden_a: Golden, golden_mvtec: Path, asked: str, r
     assert (difference > 1e-4) == (ran != "32-true")
 
 
+@pytest.mark.slow
 def test_evaluation_sizes(cli: Cli, golden_a: Golden, golden_mvtec: Path) -> None:
     overrides = [*golden_backbone(golden_a), f"test_data.root={golden_mvtec}", MEAN]
     native, model, larger = (

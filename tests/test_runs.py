@@ -194,6 +194,7 @@ def test_leakage_is_refused_unless_allowed(cli: Cli, options: list[str]) -> None
     assert "pcb1" in cli.error("eval", *options, "model=sdp_plus", checkpoint, name="later")
 
 
+@pytest.mark.slow
 def test_held_out_categories_select_the_epoch(
     cli: Cli, options: list[str], two_data_sets: Path, tmp_path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_an_unfinished_run_is_resumed(
     assert resumed.provenance["trained_weights"] == whole.provenance["trained_weights"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_selects_as_if_it_had_not_stopped(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

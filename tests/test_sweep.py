@@ -63,6 +63,7 @@ def test_failed_trials_are_named_at_the_end_and_the_others_finish(cli: Cli, opti
     assert statuses(done.folder) == ["failed", "finished", "failed"]
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_trial_does_not_end_the_sweep(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_bug_in_one_trial_does_not_end_the_sweep(
     assert content(done.folder / "0") == kept
 
 
+@pytest.mark.slow
 def test_another_sweep_leaves_an_earlier_one_alone(cli: Cli, options: list[str]) -> None:
     first = cli.ok("eval", "-m", *options, "+exp=sdp_mvtec", "model.smoothing_sigma=2,4", name="sweep")
     kept = content(first.folder)
@@ -115,6 +117,7 @@ def test_a_sweep_that_could_not_start_does_not_occupy_its_folder(cli: Cli, optio
     cli.ok("eval", "-m", *options, "+exp=sdp_mvtec", "seed=1,2", name="sweep")
 
 
+@pytest.mark.slow
 def test_training_without_a_test_returns_the_score_of_the_selected_epoch(cli: Cli, options: list[str]) -> None:
     sweep = cli.ok("train", "-m", *options, *TRAIN, *HELD_OUT, "test=false", "optimizer.lr=1e-4,1e-2", name="sweep")
     trials = list(read_trials(sweep.folder))

@@ -45,6 +45,7 @@ def logged(run: Finished, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_the_step_of_a_larger_batch(cli: Cli, train: list[str]) -> None:
     # SGD: Adam's first steps hardly depend on the gradient's size. The losses are means over the images of a batch.
     sgd = [*train, "trainer.max_epochs=1", "optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1", "test=false"]
@@ -97,6 +98,7 @@ def test_training_stops_when_the_held_out_categories_get_no_better(cli: Cli, tra
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_it_had_stopped_trains_no_more(
     cli: Cli, train: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +153,7 @@ def test_the_default_callbacks_stay_beside_the_optional_ones(cli: Cli, train: li
     assert logged(run, "lr-Adam") == pytest.approx([3e-3, 3e-3])
 
 
+@pytest.mark.slow
 def test_debug_configs(cli: Cli, train: list[str]) -> None:
     dry = cli.ok("train", *train, "+debug=fast_dev_run", name="dry")
     assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]

@@ -10,7 +10,10 @@ import torch.multiprocessing
 from tests.metrics.sharing import PIXELS, SCENARIOS, draw, fill, run_process, single_metrics
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(2, id="2 processes", marks=pytest.mark.slow), pytest.param(3, id="3 processes")],
+)
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each process got, per scenario; they are started once for all, by a server that imports once for all."""
     folder = tmp_path_factory.mktemp("processes")
