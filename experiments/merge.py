@@ -20,6 +20,7 @@ from src.callbacks.predictions import read_predictions, single_image_score, writ
 from src.files import write_json
 from src.metrics.functional.fusion import fuse_image_scores
 from src.metrics.state_file import STATE_FILE, merge_states
+from src.report.protocol import cut_by
 from src.report.provenance import PROVENANCE_FILE, describe_command, now
 from src.report.table import print_table
 
@@ -154,9 +155,10 @@ def _describe(parts: Sequence[Part]) -> dict[str, Any]:
     """The provenance of the whole: that of its first part, but for being a part."""
     whole = dict(parts[0].provenance)
     config, protocol = whole["config"], whole["protocol"]
+    line = protocol["line"].removesuffix(cut_by(protocol["cut_short_by"]))
     return whole | {
         "config": config | {"test_data": config["test_data"] | {"shard": None}},
-        "protocol": protocol | {"line": protocol["line"].partition(", cut short by ")[0], "cut_short_by": []},
+        "protocol": protocol | {"line": line, "cut_short_by": []},
         "command": describe_command(),
         "finished": now(),
         "merged_from": [str(part.folder) for part in parts],

@@ -76,9 +76,10 @@ class Protocol:
     def line(self) -> str:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
         if not self.tests:
-            return f"{self._training} -> no test{self._cut}"
+            return f"{self._training} -> no test{cut_by(self.shortcuts)}"
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
-        return f"{self._training} -> test {self.tested_on['title']} ({split}{_extent(self.tested_on)}){self._cut}"
+        tested = f"{self.tested_on['title']} ({split}{_extent(self.tested_on)})"
+        return f"{self._training} -> test {tested}{cut_by(self.shortcuts)}"
 
     @property
     def leaked(self) -> list[str]:
@@ -113,20 +114,17 @@ class Protocol:
         }
 
     @property
-    def _cut(self) -> str:
-        return _cut_by(self.shortcuts)
-
-    @property
     def _training(self) -> str:
         if not self.trainable:
             return "no training (frozen CLIP)"
         if self.trained_on is None:
             return "trained on unknown data"
-        extent = f"{self.trained_on['split']} split, {_extent(self.trained_on)}{_cut_by(self.trained_under)}"
+        extent = f"{self.trained_on['split']} split, {_extent(self.trained_on)}{cut_by(self.trained_under)}"
         return f"train {self.trained_on['title']} ({extent})"
 
 
-def _cut_by(settings: Sequence[str]) -> str:
+def cut_by(settings: Sequence[str]) -> str:
+    """How a line ends of what was cut short by such settings."""
     return f", cut short by {', '.join(settings)}" if settings else ""
 
 

@@ -54,6 +54,17 @@ def test_joined_predictions_are_those_of_one_run(cli: Cli, demo: list[str], demo
     assert not (tmp_path / "merged" / "metrics.json").exists()
 
 
+def test_joined_parts_remember_that_their_training_was_cut_short(cli: Cli, demo: list[str], tmp_path: Path) -> None:
+    short = ["+trainer.limit_train_batches=1", "trainer.max_epochs=1", "test=false"]
+    trained = cli.ok("train", "+exp=sdp_plus_demo", *demo, *short, name="trained").folder
+    options = ["+exp=sdp_plus_demo", *demo, f"ckpt_path={next(trained.glob('*.safetensors'))}"]
+    whole = cli.ok("eval", *options, name="whole").provenance["protocol"]
+    folders = [cli.ok("eval", *options, f"test_data.shard={number}/2", name=str(number)).folder for number in (1, 2)]
+    merge(folders, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "provenance.json").read_text())["protocol"] == whole
+    assert "limit_train_batches=1) -> test" in whole["line"]
+
+
 def test_parts_that_went_over_to_histograms_can_be_joined(cli: Cli, demo: list[str], tmp_path: Path) -> None:
     small = [*OPTIONS, *demo, "metrics_memory_gb=0.001"]
     whole = cli.ok("eval", *small, name="whole").folder
