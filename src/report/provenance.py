@@ -32,9 +32,14 @@ _PACKAGES = (
     "wandb",
 )
 
+_CODE = ("conf", "src", "datamodules", "experiments")
+
 
 def describe_code() -> dict[str, Any]:
-    """The commit this code is at and whether it was changed since; both None outside a checkout."""
+    """The commit this code is at and whether it was changed since; both None outside a checkout.
+
+    A new file is a change if it is Python or lies among code and configuration: results beside them are none.
+    """
     folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
@@ -46,7 +51,9 @@ def describe_code() -> dict[str, Any]:
 
     if git("rev-parse", "--show-toplevel") != str(folder):  # an installed package may lie in another checkout
         return {"commit": None, "dirty": None}
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    new = git("ls-files", "--others", "--exclude-standard", "--", "*.py", *_CODE)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed or new)}
 
 
 def describe_packages() -> dict[str, str]:

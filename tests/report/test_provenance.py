@@ -45,10 +45,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commit_is_gits() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
-    assert provenance.describe_code() == {
-        "commit": git(ROOT, "rev-parse", "HEAD"),
-        "dirty": git(ROOT, "status", "--porcelain") != "",
-    }
+    lines = git(ROOT, "status", "--porcelain", "--untracked-files=all").splitlines()
+    code = ("?? conf/", "?? src/", "?? datamodules/", "?? experiments/")
+    changes = [line for line in lines if not line.startswith("?? ") or line.startswith(code) or line.endswith(".py")]
+    assert provenance.describe_code() == {"commit": git(ROOT, "rev-parse", "HEAD"), "dirty": changes != []}
 
 
 def test_code_is_clean_until_something_changes(checkout: Path) -> None:
@@ -58,9 +58,18 @@ def test_code_is_clean_until_something_changes(checkout: Path) -> None:
     assert provenance.describe_code() == {"commit": commit, "dirty": True}
 
 
-def test_a_new_file_anywhere_makes_code_dirty(checkout: Path) -> None:
-    (checkout / "new.py").touch()
+@pytest.mark.parametrize("name", ["new.py", "mine/deeper/new.py", "src/table.txt", "conf/exp/new.yaml"])
+def test_new_code_makes_code_dirty(checkout: Path, name: str) -> None:
+    (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / name).touch()
     assert provenance.describe_code()["dirty"] is True
+
+
+def test_results_in_the_checkout_do_not_make_code_dirty(checkout: Path) -> None:
+    for name in ("parts/1/metrics.json", "parts/1/config/eval.yaml", "whole.log"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    assert provenance.describe_code()["dirty"] is False
 
 
 def test_outside_a_checkout_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
