@@ -85,7 +85,7 @@ def check_parts(parts: Sequence[Part]) -> None:
     for part in parts[1:]:
         differs = [title for key, title in _SAME.items() if _comparable(part, key) != _comparable(first, key)]
         if part.count != first.count:
-            differs = [f"one is of {first.count} parts, the other of {part.count}"]
+            differs = [f"the number of parts ({first.count} and {part.count})"]
         if differs:
             raise UserError(
                 f"{first.folder} and {part.folder} are parts of different runs: they differ in {', '.join(differs)}"
@@ -93,10 +93,12 @@ def check_parts(parts: Sequence[Part]) -> None:
     found = Counter(part.number for part in parts)
     missing = [str(number) for number in range(1, first.count + 1) if number not in found]
     if missing:
-        raise UserError(f"{first.count} parts are needed, but {', '.join(missing)} of them are missing; run them first")
+        raise UserError(
+            f"expected parts 1 to {first.count}, but no part {', '.join(missing)} was given; run what is missing first"
+        )
     twice = [str(number) for number, times in found.items() if times > 1]
     if twice:
-        raise UserError(f"each part is needed once, but {', '.join(twice)} are given more than once")
+        raise UserError(f"expected each part once, but part {', '.join(twice)} was given more than once")
 
 
 def _comparable(part: Part, key: str) -> Any:

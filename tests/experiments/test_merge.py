@@ -75,9 +75,9 @@ def test_parts_that_went_over_to_histograms_can_be_joined(cli: Cli, demo: list[s
 
 
 def test_a_missing_or_doubled_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"3, 5 .*missing"):
+    with pytest.raises(UserError, match="no part 3, 5 was given"):
         merge([parts[i - 1] for i in (1, 2, 4, 6, 7)], tmp_path / "merged")
-    with pytest.raises(UserError, match=r"2 .*more than once"):
+    with pytest.raises(UserError, match="part 2 was given more than once"):
         merge([*parts, parts[1]], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -91,7 +91,7 @@ def test_a_missing_or_doubled_part_is_refused(parts: list[Path], tmp_path: Path)
         (("packages", "torch"), "1.0", "packages"),
         (("device", "precision"), "bf16-mixed", "precision"),
         (("kind",), "predict", "the command"),
-        (("config", "test_data", "shard"), "7/8", "of 7 parts, the other of 8"),
+        (("config", "test_data", "shard"), "7/8", "the number of parts (7 and 8)"),
     ],
 )
 def test_parts_of_different_runs_are_refused(
