@@ -1,25 +1,57 @@
-"""Files that are there whole or not at all."""
+"""The one way in which files are written, there whole or not at all, and the one way in which ours are read again."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from datamodules.errors import UserError, reason_of
+
+T = TypeVar("T")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Process ids repeat between machines and containers that share a folder.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Hand out a temporary name beside `path`; what was written there takes the place of `path` when the block ends.
+
+    If the block fails, `path` is left as it was and the temporary file is gone. Folders are made as needed.
+
+    Args:
+        path: the file to write.
+        sync: wait until the disk has it, so that a power cut loses neither the old content nor the new one. Leave it
+            out only for what can be computed again and is checked when it is read.
+
+    Raises:
+        OSError: with the name of `path`, which a full disk leaves out of its own error.
+    """
+    # Process ids repeat between machines that share a folder; and a long name of `path` leaves no room for more.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if sync:
+            _sync(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        if sync:
+            _sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file whole or not at all, see `replacing`."""
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,6 +64,49 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, schema: type[T]) -> T:
+    """Read a JSON file that this project has written.
+
+    Args:
+        path: the file.
+        schema: its type, such as a TypedDict; keys that it does not name are left out of the check, and kept.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it can't be read, or is not what the project writes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return checked(json.loads(text, parse_constant=_refuse), schema, path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, reason_of(error)) from error
+
+
+def checked(content: Any, schema: type[T], path: Path) -> T:
+    """Check what was read from `path` against its type, and return it as it is.
+
+    Raises:
+        UserError: it is of another type; the line names the first place.
+    """
+    from pydantic import TypeAdapter, ValidationError  # a fifth of a second, and not every command reads such a file
+
+    try:
+        TypeAdapter(schema).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from error
+    result: T = content
+    return result
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """What to raise for a file of this project's that is not as it was written."""
+    return UserError(f"{path} is damaged: {reason}")
+
+
 def sha256_of(path: Path) -> str:
     """A file's hash, to say in provenance which one it was."""
     digest = hashlib.sha256()
@@ -39,3 +114,19 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # what a disk says that knows no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
