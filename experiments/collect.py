@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from datamodules.errors import UserError
+from src.cli import exit_code_of
 from src.files import write_text
-from src.sweep import SWEEP_FILE
+from src.results import read_metrics, read_provenance
+from src.sweep import read_sweep
 from src.trial import Trial, read_trials
 
 SEED = "seed"
@@ -48,14 +48,13 @@ class Row:
 
 def main(arguments: Sequence[str]) -> int:
     """Print and write the table of a sweep's folder; returns the exit code."""
-    try:
+
+    def print_table() -> None:
         if len(arguments) != 1:
             raise UserError("expected one folder: python -m experiments.collect <sweep folder>")
         print(collect(Path(arguments[0])), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_code_of(print_table)
 
 
 def collect(folder: Path) -> str:
@@ -86,9 +85,9 @@ def _add_protocols(folder: Path, rows: Sequence[Row]) -> list[str]:
     """What was trained and tested: a line for all, or, where trials differ in it, one of their settings."""
     lines = {}
     for row in rows:
-        protocol = _read(folder / row.label / "provenance.json").get("protocol")
-        if protocol:
-            lines[row.label] = protocol["line"]
+        provenance = read_provenance(folder / row.label)
+        if provenance:
+            lines[row.label] = provenance["protocol"]["line"]
     distinct = set(lines.values())
     if len(distinct) > 1:
         for row in rows:
@@ -145,7 +144,9 @@ def _results(folder: Path, trial: Trial) -> tuple[dict[str, float], str]:
     if trial.status != "finished":
         return {}, "unfinished"
     values = {} if trial.objective is None else {OBJECTIVE: trial.objective}
-    return values | _read(folder / str(trial.number) / "metrics.json").get("mean", {}), ""
+    run = folder / str(trial.number)
+    metrics = read_metrics(run, read_provenance(run))
+    return values | (metrics["mean"] if metrics else {}), ""
 
 
 def _heading(trials: Sequence[Trial], common: dict[str, str]) -> list[str]:
@@ -160,7 +161,8 @@ def _mark(folder: Path, rows: Sequence[Row]) -> list[str]:
     """What bold means, if anything is."""
     best_in = {name for row in rows for name in row.best_in}
     if OBJECTIVE in best_in:
-        objective = _read(folder / SWEEP_FILE).get("objective") or "the selected epoch's score on held-out categories"
+        sweep = read_sweep(folder)
+        objective = (sweep and sweep["objective"]) or "the selected epoch's score on held-out categories"
         return [f"Bold is the best by the objective: {objective} of the training data.", ""]
     if best_in:
         return ["Bold is the best in a metric of the benchmark itself: it describes, and must select nothing.", ""]
@@ -209,11 +211,6 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.values))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A run's file; empty if the run has not left it."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 if __name__ == "__main__":

@@ -7,24 +7,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.checks import parse_shard
 from datamodules.errors import UserError
-from src.callbacks.predictions import read_predictions, single_image_score, write_predictions
-from src.files import write_json
+from src.callbacks.predictions import Prediction, read_predictions, single_image_score, write_predictions
+from src.cli import exit_code_of
+from src.files import damaged, write_json
+from src.lock import locked
 from src.metrics.functional.fusion import fuse_image_scores
-from src.metrics.state_file import STATE_FILE, merge_states
+from src.metrics.state_file import merge_states, read_header
 from src.report.protocol import cut_by
-from src.report.provenance import PROVENANCE_FILE, describe_command, now
+from src.report.provenance import describe_command, now
 from src.report.table import print_table
+from src.results import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    PROVENANCE_FILE,
+    STATE_FILE,
+    Provenance,
+    check_written,
+    hashes_of,
+    read_finished,
+)
 
-PREDICTIONS_FILE, METRICS_FILE = "predictions.csv", "metrics.json"
 # What has to be the same of all parts, and how a difference is told.
 _SAME = {
     "kind": "the command",
@@ -45,7 +56,7 @@ class Part(NamedTuple):
     folder: Path
     number: int
     count: int
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @property
     def is_test(self) -> bool:
@@ -59,15 +70,10 @@ def read_part(folder: Path) -> Part:
     Raises:
         UserError: there is no finished part of an evaluation.
     """
-    try:
-        provenance = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no run ({PROVENANCE_FILE} can't be read)") from error
+    provenance = read_finished(folder)
     shard = provenance["config"]["test_data"].get("shard")
     if shard is None:
         raise UserError(f"{folder} holds a whole run, no part of one (test_data.shard)")
-    if not provenance["finished"]:
-        raise UserError(f"{folder} holds part {shard}, which is not finished; run it again with the same options")
     cut = [setting for setting in provenance["protocol"]["cut_short_by"] if not setting.startswith("test_data.shard=")]
     if cut:
         raise UserError(f"{folder} holds part {shard}, which was cut short by {', '.join(cut)}; run it without")
@@ -91,8 +97,8 @@ def check_parts(parts: Sequence[Part]) -> None:
                 f"{first.folder} and {part.folder} are parts of different runs: they differ in {', '.join(differs)}"
             )
     found = Counter(part.number for part in parts)
-    missing = [str(number) for number in range(1, first.count + 1) if number not in found]
-    if missing:
+    absent = (str(number) for number in range(1, first.count + 1) if number not in found)
+    if missing := list(islice(absent, 20)):
         raise UserError(
             f"expected parts 1 to {first.count}, but no part {', '.join(missing)} was given; run what is missing first"
         )
@@ -102,7 +108,7 @@ def check_parts(parts: Sequence[Part]) -> None:
 
 
 def _comparable(part: Part, key: str) -> Any:
-    value = part.provenance.get(key)
+    value: Any = part.provenance.get(key)
     if key == "config":
         test_data = {
             name: one for name, one in value["test_data"].items() if name not in ("shard", "root", "num_workers")
@@ -123,42 +129,77 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     """Write the results of the whole evaluation to a new folder.
 
     Raises:
-        UserError: see `read_part` and `check_parts`; or `out` holds something already.
+        UserError: see `read_part` and `check_parts`; what a part has left is not what it has written, or not of its
+            images; or `out` holds something already.
     """
     parts = sorted((read_part(folder) for folder in folders), key=lambda part: part.number)
     check_parts(parts)
-    if (out / PROVENANCE_FILE).exists():
-        raise UserError(f"{out} holds a run; choose another --out")
+    _refuse_a_run(out)
+    rows = [row for part in parts for row in _read_rows(part)]
+    _check_images(rows, parts[0])
     result = merge_states([part.folder / STATE_FILE for part in parts]).compute() if parts[0].is_test else None
-    rows = [row for part in parts for row in read_predictions(part.folder / PREDICTIONS_FILE)]
-    _check_count(len(rows), parts[0])
-    write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores if result else single_image_score)
+    with locked(out):
+        _refuse_a_run(out)
+        write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores if result else single_image_score)
+        if result:
+            write_json(out / METRICS_FILE, result)
+        write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
     if result:
-        write_json(out / METRICS_FILE, result)
         print_table(result, f"{len(parts)} parts of one evaluation")
-    write_json(out / PROVENANCE_FILE, _describe(parts))
     print(f"results in {out}")
 
 
-def _check_count(images: int, part: Part) -> None:
+def _refuse_a_run(out: Path) -> None:
+    if (out / PROVENANCE_FILE).exists():
+        raise UserError(f"{out} holds a run; choose another --out")
+
+
+def _read_rows(part: Part) -> list[Prediction]:
+    """A part's predictions, which are of the images that its state counts.
+
+    Raises:
+        UserError: a file is not what the part has written, or one is of other images than the other.
+    """
+    path = check_written(part.folder, part.provenance, PREDICTIONS_FILE)
+    rows = read_predictions(path)
+    if part.is_test:
+        counts = read_header(check_written(part.folder, part.provenance, STATE_FILE))["counts"]
+        found = [
+            Counter(row.category for row in some) for some in (rows, [row for row in rows if row.label is not None])
+        ]
+        if found != [Counter({name: own[key] for name, own in counts.items()}) for key in ("images", "labels")]:
+            raise damaged(path, f"it has other images or labels than {STATE_FILE} beside it")
+    return rows
+
+
+def _check_images(rows: Sequence[Prediction], part: Part) -> None:
     """Refuse what is not the images of the data, each once.
 
     Raises:
         UserError: some are missing, or there twice.
     """
-    expected = sum(one["images"] for one in part.provenance["data"]["test"]["categories"].values())
-    if images != expected:
+    categories = part.provenance["data"]["test"]["categories"]
+    expected = sum(one["images"] for one in categories.values())
+    if len(rows) != expected:
         raise UserError(
-            f"expected the {expected} images of the data in {PREDICTIONS_FILE} of all parts, found {images}"
+            f"expected the {expected} images of the data in {PREDICTIONS_FILE} of all parts, found {len(rows)}"
+        )
+    found = [(name, len(list(group))) for name, group in groupby(row.category for row in rows)]
+    if found != [(name, one["images"]) for name, one in categories.items()]:
+        raise UserError(f"expected {PREDICTIONS_FILE} of all parts to have the data's categories, in their order")
+    twice = [name for name, times in Counter((row.category, row.image_path) for row in rows).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"expected each image once in {PREDICTIONS_FILE} of all parts, but {twice[0][1]} is there twice"
         )
 
 
 def _describe(parts: Sequence[Part]) -> dict[str, Any]:
     """The provenance of the whole: that of its first part, but for being a part."""
-    whole = dict(parts[0].provenance)
+    whole = parts[0].provenance
     config, protocol = whole["config"], whole["protocol"]
     line = protocol["line"].removesuffix(cut_by(protocol["cut_short_by"]))
-    return whole | {
+    return dict(whole) | {
         "config": config | {"test_data": config["test_data"] | {"shard": None}},
         "protocol": protocol | {"line": line, "cut_short_by": []},
         "command": describe_command(),
@@ -173,11 +214,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    try:
-        merge(arguments.folders, arguments.out or arguments.folders[0].parent / "merged")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    out = arguments.out or arguments.folders[0].parent / "merged"
+    sys.exit(exit_code_of(lambda: merge(arguments.folders, out)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -19,13 +19,13 @@ from src.anomaly_module import AnomalyModule, ClassSet
 from src.features.cache import FeatureCache
 from src.features.setup import open_feature_cache
 from src.files import sha256_of
-from src.metrics.state_file import STATE_FILE
 from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
 from src.models.sentence_cache import SentenceCache
 from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.report import provenance
-from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
+from src.report.protocol import Protocol, describe_use, shared_categories
+from src.results import STATE_FILE, Weights
 from src.run_folder import RunFolder
 from src.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
 
@@ -82,15 +82,16 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
     if trainable and with_training:
         origin = Origin(
             model=plain(config)["model"],
+            prompts=plain(config)["prompts"],
             backbone=backbone,
-            trained_on=dict(describe_use(_training_data(method, train_data, config))),
+            trained_on=describe_use(_training_data(method, train_data, config)),
             cut_short_by=training_shortcuts(config.trainer),
         )
     else:
         origin = _load_weights(config, method, backbone)
     protocol = Protocol(
         trainable,
-        cast("DataUse | None", origin.get("trained_on")),
+        origin.get("trained_on"),
         describe_use(test_data),
         shared=shared_categories(train_data, test_data) if train_data else (),
         shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
@@ -191,7 +192,7 @@ def _training_data(method: Method, train_data: AnomalyDataModule | None, config:
     return train_data
 
 
-def _load_weights(config: DictConfig, method: Method, backbone: dict[str, Any]) -> Origin:
+def _load_weights(config: DictConfig, method: Method, backbone: Weights) -> Origin:
     """Load trained parameters if there are any to load, and say where they come from."""
     if not config.ckpt_path:
         if method.trainable_parameters():
@@ -207,21 +208,19 @@ def _load_weights(config: DictConfig, method: Method, backbone: dict[str, Any]) 
     return weights.origin
 
 
-def _warn_of_other_settings(origin: Origin, config: DictConfig, backbone: dict[str, Any]) -> None:
+def _warn_of_other_settings(origin: Origin, config: DictConfig, backbone: Weights) -> None:
     """Projections fit any tower and tap of their shape, but mean something only where they were trained."""
-    trained_with = origin.get("model", {})
-    changed = [
-        key
-        for key in ("feature_layers", "feature_tap", "representative")
-        if trained_with.get(key) != config.model.get(key)
-    ]
-    if trained_with and changed:
-        rank_zero_warn(f"{config.ckpt_path} was trained with another {' and '.join('model.' + key for key in changed)}")
+    own = plain(config)
+    for node, earlier in (("model", origin.get("model", {})), ("prompts", origin.get("prompts", {}))):
+        keys = sorted(earlier.keys() | own[node].keys()) if earlier else ()
+        changed = [f"{node}.{key}" for key in keys if earlier.get(key) != own[node].get(key)]
+        if changed:
+            rank_zero_warn(f"{config.ckpt_path} was trained with another {' and '.join(changed)}")
     if origin.get("backbone") and origin["backbone"]["sha256"] != backbone["sha256"]:
         rank_zero_warn(f"{config.ckpt_path} was trained with other backbone weights ({origin['backbone']['file']})")
 
 
-def _describe_backbone(source: BackboneSource) -> dict[str, Any]:
+def _describe_backbone(source: BackboneSource) -> Weights:
     """Which CLIP it is, by the hash of its weights' file."""
     path = source.weights.path
     return {
@@ -232,7 +231,7 @@ def _describe_backbone(source: BackboneSource) -> dict[str, Any]:
     }
 
 
-def _describe(run: Run, backbone: dict[str, Any]) -> dict[str, Any]:
+def _describe(run: Run, backbone: Weights) -> dict[str, Any]:
     """What is known before the run, for provenance.json."""
     checkpoint = run.config.ckpt_path
     data = {"test": run.test_data, "train": run.train_data}

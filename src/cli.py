@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
+from src.lock import locked
 from src.sweep import SweepCallback, SweepRefusedError
 from src.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
@@ -50,12 +52,13 @@ def run_command(name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     except SweepRefusedError as refused:
-        task.errors = [UserError(str(refused))]
+        task.errors = [refused.reason]
     except Exception as error:
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
         is_users = task.started or one_line(error)
         task.errors = task.errors or [error if is_users else UserError(reason_of(error))]
     finally:
+        SweepCallback.lock.close()
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
     folder = SweepCallback.folder
     trials: list[Trial] = [] if folder is None else list(read_trials(folder))
@@ -111,6 +114,18 @@ class _Task:
             return None
 
 
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Run a command that is not Hydra's. What the user can mend is one line on stderr, and a 1."""
+    try:
+        return command() or 0
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+
+
 def one_line(error: BaseException) -> str | None:
     """What to tell the user, or None if the error is not the user's."""
     for cause in _chain(error):
@@ -163,10 +178,12 @@ def _run(name: str, config: DictConfig) -> float | None:
     from src.config import validate
 
     validated = validate(config)
+    from src.distributed import is_first
     from src.run import COMMANDS
 
     _tame_warnings()
-    return COMMANDS[name](validated)
+    with locked(Path(HydraConfig.get().runtime.output_dir)) if is_first() else nullcontext():
+        return COMMANDS[name](validated)
 
 
 def _tame_warnings() -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datamodules.errors import UserError, reason_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+_DEEPEST = 50  # levels of a JSON file; a configuration has about 5
 
 
 @contextmanager
@@ -64,6 +69,22 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], *, sync: bool = True) -> None:
+    """Write a safetensors file, tensor after tensor, without a copy of them all in memory.
+
+    Raises:
+        OSError: with the name of `path`; safetensors has an error of its own for a full disk.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path, sync=sync) as temporary:
+        try:
+            save_file(dict(tensors), temporary, dict(header))
+        except SafetensorError as error:
+            raise OSError(errno.EIO, reason_of(error)) from error
+
+
 def read_json(path: Path, schema: type[T]) -> T:
     """Read a JSON file that this project has written.
 
@@ -76,12 +97,26 @@ def read_json(path: Path, schema: type[T]) -> T:
         UserError: it can't be read, or is not what the project writes.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        return checked(json.loads(text, parse_constant=_refuse), schema, path)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise damaged(path, reason_of(error)) from error
+    return parsed(text, schema, path)
+
+
+def parsed(text: str, schema: type[T], path: Path) -> T:
+    """Check JSON that was read from `path`, such as the header of a file of tensors; see `read_json`.
+
+    Raises:
+        UserError: it is no JSON, or not what the project writes.
+    """
+    try:
+        content = json.loads(text)
+        _check_values(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, reason_of(error)) from error
+    return checked(content, schema, path)
 
 
 def checked(content: Any, schema: type[T], path: Path) -> T:
@@ -128,5 +163,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+def _check_values(content: Any, depth: int = 0) -> None:
+    """Refuse what JSON can hold and no file of ours does: it would be an error later, or a number that is none.
+
+    Raises:
+        ValueError: too many levels, a number that is not finite, text that can't be written.
+    """
+    if depth > _DEEPEST:
+        raise ValueError(f"it has more than {_DEEPEST} levels")
+    if isinstance(content, float) and not math.isfinite(content):
+        raise ValueError(f"{content} is not a finite number")
+    if isinstance(content, str):
+        content.encode("utf-8", "surrogateescape")  # names of files are bytes to Linux
+    for value in (*content, *content.values()) if isinstance(content, dict) else ():
+        _check_values(value, depth + 1)
+    for value in content if isinstance(content, list) else ():
+        _check_values(value, depth + 1)

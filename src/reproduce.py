@@ -6,7 +6,7 @@ metrics, and what they may depend on, which is data, weights, code, packages and
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,36 +17,35 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from datamodules.errors import UserError
-from src.files import write_text
+from src.cli import exit_code_of
+from src.config import Config
+from src.files import damaged, write_text
+from src.results import PROVENANCE_FILE, Provenance, read_finished, read_metrics
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-METRICS_FILE = "metrics.json"
-PROVENANCE_FILE = "provenance.json"
 CACHE = "cache"
 # On one CPU two runs are equal to the last digit; another CPU, or number of threads, adds in another order.
 CPU_TOLERANCE = 1e-6
 # Chosen, not measured: kernels of a GPU may add in another order from run to run.
 GPU_TOLERANCE = 1e-2
-_NEEDED = {"kind", "command", "config", "finished", "data", "backbone", "checkpoint", "code", "packages", "device"}
 
 
 class Record(NamedTuple):
     """What a finished run has left: its provenance, and its figures by dotted name."""
 
-    provenance: dict[str, Any]
+    provenance: Provenance
     figures: dict[str, float]
 
 
 def main() -> None:
     """Console script and `python -m src.reproduce`."""
-    try:
+
+    def reproduce_given() -> int:
         if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
             raise UserError("expected one folder: python -m src.reproduce <output_dir>")
-        code = reproduce(Path(sys.argv[1]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return reproduce(Path(sys.argv[1]))
+
+    sys.exit(exit_code_of(reproduce_given))
 
 
 def reproduce(folder: Path) -> int:
@@ -56,7 +55,8 @@ def reproduce(folder: Path) -> int:
         The exit code: 0 if the figures are equal, 1 if they are not.
 
     Raises:
-        UserError: there is no finished run with metrics in the folder, or it could not be run again.
+        UserError: there is no finished run with metrics in the folder, or it could not be run again; or its files are
+            damaged.
     """
     before = read_record(folder)
     target = _new_folder(folder)
@@ -85,18 +85,16 @@ def read_record(folder: Path) -> Record:
     """Read what a finished run has left.
 
     Raises:
-        UserError: there is no run, it has not finished, or it has left no figures.
+        UserError: there is no run, it has not finished, its files are damaged, or it has left no figures.
     """
-    provenance = _read(folder / PROVENANCE_FILE)
-    lacking = ", ".join(sorted(_NEEDED - provenance.keys()))
-    if lacking:
-        raise UserError(f"{folder / PROVENANCE_FILE} is not of this version, it lacks {lacking}; run its command again")
-    if not provenance["finished"]:
-        raise UserError(f"the run in {folder} has not finished; resume it by its own command: {provenance['command']}")
-    metrics = _read(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else {}
-    trained = provenance.get("trained_weights") or {}
-    figures = dict(_numbers(metrics))
-    if trained.get("score") is not None:
+    provenance = read_finished(folder)
+    unknown = sorted(provenance["config"].keys() - Config.__dataclass_fields__.keys())
+    if unknown:
+        raise damaged(folder / PROVENANCE_FILE, f"its configuration has keys that no run has: {', '.join(unknown)}")
+    metrics = read_metrics(folder, provenance)
+    trained = provenance.get("trained_weights")
+    figures = dict(_numbers(metrics or {}))
+    if trained and trained["score"] is not None:
         figures[f"held-out {trained['selected_by']}"] = trained["score"]
     if not figures:
         raise UserError(f"the run in {folder} has left no metrics to compare ({provenance['command']})")
@@ -140,30 +138,46 @@ def run(command: Sequence[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def _command(provenance: Mapping[str, Any], target: Path) -> list[str]:
+def _command(provenance: Provenance, target: Path) -> list[str]:
     """Write the recorded configuration below the new folder, and make the command that runs it.
 
     It is as complete as it was composed, so nothing but Hydra's own settings is added. Loggers don't decide figures,
     and might write to where the first run wrote; nor does it take what earlier runs have kept, which no change of code
     would show in.
+
+    The record may be a stranger's. It is values: nothing in it is Hydra's, and no `${...}` is looked up again.
     """
-    config = dict(provenance["config"])
-    csv_logger = OmegaConf.load(CONF / "logger" / "csv.yaml")
+    config = provenance["config"]
     trainer = {key: value for key, value in config["trainer"].items() if key != "profiler"}
     paths = config["paths"] | {"output_dir": str(target), "cache_dir": str(target / CACHE)}
+    recorded = _plain({**config, "trainer": trainer, "paths": paths})
     header = {"defaults": [{"hydra": "default"}, "_self_"], "hydra": {"searchpath": [f"file://{CONF}"]}}
-    content = OmegaConf.create(header | config | {"trainer": trainer, "paths": paths, "logger": csv_logger})
+    content = OmegaConf.create(header | recorded | {"logger": OmegaConf.load(CONF / "logger" / "csv.yaml")})
     kind = provenance["kind"]
     write_text(target / "config" / f"{kind}.yaml", OmegaConf.to_yaml(content))
     return [sys.executable, "-m", f"src.{kind}", "--config-path", str(target / "config"), "--config-name", kind]
 
 
+def _plain(value: Any) -> Any:
+    """A value in which OmegaConf sees no interpolation: `${` is escaped, and a backslash before it, too."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_plain(own) for own in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def _new_folder(folder: Path) -> Path:
-    """The next free name beside the run: `<name>-reproduced-1`, ..."""
-    path = folder.resolve()
-    taken = {other.name for other in path.parent.iterdir()}
-    number = next(n for n in range(1, len(taken) + 2) if f"{path.name}-reproduced-{n}" not in taken)
-    return path.with_name(f"{path.name}-reproduced-{number}")
+    """Make the next folder beside the run: `<name>-reproduced-1`, ..."""
+    path, number = folder.resolve(), 1
+    while True:
+        new = path.with_name(f"{path.name}-reproduced-{number}")
+        try:
+            new.mkdir()
+        except FileExistsError:  # of an earlier time, or of another process at this moment
+            number += 1
+        else:
+            return new
 
 
 def _explain_code(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -185,16 +199,6 @@ def _numbers(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 def _extent(data: Mapping[str, Any]) -> str:
     return f"{data['files']} files of {data['bytes']} bytes" if data else "none"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected a run's folder, but can't read {path} ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"expected a run's folder, but {path} is not what a run leaves")
-    return content
 
 
 if __name__ == "__main__":

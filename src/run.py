@@ -14,9 +14,8 @@ from src.features.cache import off
 from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
+from src.results import METRICS_FILE
 from src.trainer import selected_checkpoint
-
-METRICS_FILE = "metrics.json"
 
 
 def train(config: DictConfig) -> float | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
 from src.distributed import is_first
 from src.files import write_json
-from src.report.provenance import PROVENANCE_FILE, now
+from src.report.provenance import now
+from src.results import PROVENANCE_FILE, hashes_of, read_provenance
 from src.trainer import LAST_CHECKPOINT
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
@@ -98,20 +98,14 @@ class RunFolder:
             write_json(self.path / PROVENANCE_FILE, self.provenance)
 
     def finish(self) -> None:
-        """Mark the run as finished; from now on the folder is refused."""
-        self.write(finished=now())
+        """Mark the run as finished, with its results; from now on the folder is refused."""
+        self.write(finished=now(), files=hashes_of(self.path) if is_first() else {})
 
     def _read_provenance(self) -> dict[str, Any]:
-        path = self.path / PROVENANCE_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"can't read {path} ({error}); choose another paths.output_dir") from error
-        if not isinstance(content, dict) or not {"started", "resumed", "config"} <= content.keys():
-            raise UserError(f"{path} is no provenance of a run; choose another paths.output_dir")
-        return content
+            return dict(read_provenance(self.path) or {})
+        except UserError as error:
+            raise UserError(f"{error}; choose another paths.output_dir") from error
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
-from src.files import write_json
+from src.files import read_json, write_json
+from src.lock import locked
+from src.results import PROVENANCE_FILE
 from src.trial import is_search, read_trials, starts_processes
 
 SWEEP_FILE = "sweep.json"
 _STARTED_TOGETHER = ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE")  # set by srun and torchrun
 
 
+class Sweep(TypedDict):
+    """`sweep.json`: what decides the trials, and what a search maximises."""
+
+    command: str
+    overrides: list[str]
+    sweeper: dict[str, Any]
+    objective: str | None
+
+
 class SweepRefusedError(BaseException):
-    """Ends a sweep before it has started. Hydra would make a warning of an Exception that a callback raises."""
+    """Ends a sweep before it has started. Hydra would make a warning of an Exception that a callback raises.
+
+    Attributes:
+        reason: what the callback would have raised.
+    """
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class SweepCallback(Callback):
@@ -27,29 +47,33 @@ class SweepCallback(Callback):
 
     Attributes:
         folder: of the sweep that this process has started.
+        lock: keeps the folder for it; to be closed at its end.
     """
 
     folder: ClassVar[Path | None] = None
+    lock: ClassVar[ExitStack] = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep that can't be right, and write down which one it is.
 
         Raises:
-            SweepRefusedError: with the line for the user.
+            SweepRefusedError: with what the user has to mend.
         """
         folder = Path(config.hydra.sweep.dir)
         try:
             objective = _objective(config)
             _check_launcher(config)
-            sweep = {
+            sweep: Sweep = {
                 "command": config.hydra.job.config_name,
                 "overrides": list(config.hydra.overrides.task),
                 "sweeper": _identity(config.hydra.sweeper),
+                "objective": objective,
             }
+            self.lock.enter_context(locked(folder))
             _check_folder(folder, sweep)
-        except UserError as error:
-            raise SweepRefusedError(str(error)) from error
-        write_json(folder / SWEEP_FILE, sweep | {"objective": objective})
+            write_json(folder / SWEEP_FILE, sweep)
+        except Exception as error:
+            raise SweepRefusedError(error) from error
         SweepCallback.folder = folder
 
 
@@ -85,16 +109,23 @@ def _check_launcher(config: DictConfig) -> None:
         )
 
 
-def _check_folder(folder: Path, sweep: dict[str, Any]) -> None:
+def read_sweep(folder: Path) -> Sweep | None:
+    """Read which sweep a folder is of; None if that is not written down."""
+    try:
+        return read_json(folder / SWEEP_FILE, Sweep)
+    except FileNotFoundError:
+        return None
+
+
+def _check_folder(folder: Path, sweep: Sweep) -> None:
     """Refuse a folder that holds something else; the same sweep goes on where it was stopped."""
-    if (folder / "provenance.json").exists():
+    if (folder / PROVENANCE_FILE).exists():
         raise UserError(f"{folder} holds a run; choose another paths.output_dir for the sweep")
     if not any(read_trials(folder)):
         return
-    path = folder / SWEEP_FILE
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if {key: earlier.get(key) for key in sweep} != sweep:
-        given = " ".join(earlier.get("overrides", [])) or "of unknown options"
+    earlier = read_sweep(folder)
+    if earlier is None or any(earlier[key] != sweep[key] for key in ("command", "overrides", "sweeper")):
+        given = " ".join(earlier["overrides"] if earlier else ()) or "of unknown options"
         raise UserError(
             f"{folder} holds another sweep ({given}); give the same options to finish it, or another paths.output_dir"
         )

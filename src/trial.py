@@ -6,19 +6,20 @@ here.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
+from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
-from src.files import write_json
+from src.files import damaged, read_json, write_json
+from src.results import read_finished
 
 TRIAL_FILE = "trial.json"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -45,6 +46,16 @@ class Trial(NamedTuple):
     def line(self) -> str:
         """Why it failed, for the user."""
         return f"trial {self.number} ({' '.join(self.overrides)}): {self.error}"
+
+
+class TrialRecord(TypedDict):
+    """`trial.json`: the fields of a trial."""
+
+    number: int
+    overrides: list[str]
+    status: Literal["running", "finished", "failed"]
+    objective: float | None
+    error: str | None
 
 
 def current_trial() -> Trial:
@@ -83,8 +94,11 @@ def write_trial(trial: Trial) -> None:
 
 def read_trial(folder: Path) -> Trial | None:
     """What a trial has left in its folder, or None if it has not been started."""
-    path = folder / TRIAL_FILE
-    return Trial(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    try:
+        content = dict(read_json(folder / TRIAL_FILE, TrialRecord))
+    except FileNotFoundError:
+        return None
+    return Trial._make(content[key] for key in Trial._fields)
 
 
 def read_trials(sweep: Path) -> Iterator[Trial]:
@@ -92,6 +106,8 @@ def read_trials(sweep: Path) -> Iterator[Trial]:
     for folder in sorted((path for path in sweep.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name)):
         trial = read_trial(folder)
         if trial is not None:
+            if trial.number != int(folder.name):
+                raise damaged(folder / TRIAL_FILE, f"it is of trial {trial.number}")
             yield trial
 
 
@@ -124,9 +140,8 @@ def run_in_new_process(command: str) -> float | None:
     print(done.stderr, end="", file=sys.stderr)
     if done.returncode != 0:
         raise UserError((lines or [f"exit code {done.returncode}"])[-1])
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    score: float | None = provenance.get("trained_weights", {}).get("score")
-    return score
+    trained = read_finished(folder).get("trained_weights")
+    return trained["score"] if trained else None
 
 
 def _own_command(command: str) -> list[str]:

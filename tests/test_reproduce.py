@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from src import reproduce
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import Golden
+from tests.records import CONFIG, PROVENANCE
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +141,64 @@ def test_what_can_not_be_reproduced(
     (predicted.folder / "provenance.json").write_text(json.dumps(unfinished))
     assert "has not finished" in error(predicted.folder)
     (predicted.folder / "provenance.json").write_text("{")
-    assert "can't read" in error(predicted.folder)
+    assert "provenance.json is damaged: " in error(predicted.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "../../elsewhere"}, "kind: "),
+        ({"kind": "cli"}, "kind: "),
+        ({"config": CONFIG | {"hydra": {"searchpath": ["file:///tmp"]}}}, "keys that no run has: hydra"),
+        ({"config": CONFIG | {"defaults": [{"/model": "sdp"}]}}, "keys that no run has: defaults"),
+        ({"config": []}, "config: "),
+        ({"config": CONFIG | {"paths": ["x"]}}, "config.paths: "),
+    ],
+)
+def test_a_record_that_no_run_has_left_is_refused(
+    change: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(PROVENANCE | change))
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"mean": {"pixel_AP": 0.5}, "categories": {}}))
+    assert call(monkeypatch, tmp_path / "run") == 1
+    assert f"{tmp_path}/run/provenance.json is damaged: " in (err := capsys.readouterr().err)
+    assert told in err
+    assert {path.name for path in tmp_path.rglob("*")} == {"run", "provenance.json", "metrics.json"}
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:HOME}", "a ${seed} b", "\\${seed}", "\\\\${seed}", "${a:${seed}}", "${", "\\", "'${seed}'", "?"]
+)
+def test_what_was_recorded_is_text_and_not_looked_up(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    changed = CONFIG | {"model": {"_target_": text, "list": [{"deep": text}]}}
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(PROVENANCE | {"config": changed}))
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"mean": {"pixel_AP": 0.5}, "categories": {}}))
+    monkeypatch.setattr(reproduce, "run", lambda command: 1)
+    assert call(monkeypatch, tmp_path / "run") == 1
+    config = OmegaConf.load(tmp_path / "run-reproduced-1" / "config" / "eval.yaml")
+    assert OmegaConf.to_container(config, resolve=False)["paths"]["output_dir"] == str(tmp_path / "run-reproduced-1")
+    assert OmegaConf.to_container(config.model, resolve=True) == changed["model"]
+
+
+def test_figures_that_the_run_has_not_written_are_refused(
+    cli: Cli, options: list[str], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cli.ok("eval", "+exp=sdp_mvtec", *options, f"paths.data_dir={data}").folder
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace("0.", "0.1", 1))
+    assert call(monkeypatch, folder) == 1
+    assert capsys.readouterr().err == f"error: {folder}/metrics.json is damaged: it is not what the run has written\n"
+    (folder / "metrics.json").unlink()
+    assert call(monkeypatch, folder) == 1
+    assert "metrics.json is damaged: the run has written it, but" in capsys.readouterr().err
 
 
 def record() -> dict[str, Any]:

@@ -12,17 +12,7 @@ import pytest
 from datamodules.errors import UserError
 from src import run_folder
 from src.run_folder import RunFolder
-
-CONFIG: dict[str, Any] = {
-    "seed": 42,
-    "model": {"smoothing_sigma": 8, "feature_layers": [3, 6, 9, 12]},
-    "backbone": {"name": "tiny", "pretrained": None},
-    "train_data": None,
-    "trainer": {"max_epochs": 5, "precision": "32-true", "accelerator": "cpu", "devices": 1},
-    "paths": {"output_dir": "outputs"},
-    "logger": None,
-    "callbacks": {},
-}
+from tests.records import CONFIG, DESCRIBED, data_of
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -37,10 +27,17 @@ def config(**changes: Any) -> dict[str, Any]:
     return changed
 
 
+def begin(path: Path, **entries: Any) -> RunFolder:
+    """A run that has said what it is."""
+    folder = RunFolder(path, config())
+    folder.describe(**DESCRIBED | entries)
+    folder.write()
+    return folder
+
+
 def leave_unfinished(path: Path, checkpoint: bool = True) -> dict[str, Any]:
     """A run that was interrupted; its provenance."""
-    folder = RunFolder(path, config())
-    folder.write(command="python -m src.train")
+    begin(path, command="python -m src.train")
     if checkpoint:
         (path / "checkpoints").mkdir()
         (path / "checkpoints" / "last.ckpt").write_bytes(b"half a run")
@@ -80,10 +77,10 @@ def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
     earlier = leave_unfinished(tmp_path)
     folder = RunFolder(tmp_path, config())
     assert folder.checkpoint_to_resume == tmp_path / "checkpoints" / "last.ckpt"
-    folder.describe(command="python -m src.train again", seed=42)
+    folder.describe(**DESCRIBED | {"command": "python -m src.train again"})
     folder.write()
     again = RunFolder(tmp_path, config())
-    again.describe(command="python -m src.train", seed=42)
+    again.describe(**DESCRIBED | {"command": "python -m src.train"})
     assert again.provenance["started"] == earlier["started"]
     assert again.provenance["command"] == earlier["command"]
     assert [part["command"] for part in again.provenance["resumed"]] == [
@@ -93,20 +90,20 @@ def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_needs_its_data_and_weights(tmp_path: Path) -> None:
-    data, backbone = {"test": {"sha256": "a"}}, {"sha256": "b"}
-    RunFolder(tmp_path, config()).write(data=data, backbone=backbone)
+    data, backbone = DESCRIBED["data"], DESCRIBED["backbone"]
+    begin(tmp_path)
     RunFolder(tmp_path, config()).describe(data=data, backbone=backbone)
     with pytest.raises(UserError, match=r"other content of data\.test"):
-        RunFolder(tmp_path, config()).describe(data={"test": {"sha256": "c"}}, backbone=backbone)
+        RunFolder(tmp_path, config()).describe(data={"test": data_of("c")}, backbone=backbone)
     with pytest.raises(UserError, match="other content of backbone"):
         RunFolder(tmp_path, config()).describe(data=data, backbone={"sha256": "c"})
 
 
 def test_a_resumed_test_needs_its_checkpoint(tmp_path: Path) -> None:
-    RunFolder(tmp_path, config()).write(checkpoint={"file": "a.ckpt", "sha256": "a"})
-    RunFolder(tmp_path, config()).describe(checkpoint={"file": "a.ckpt", "sha256": "a"})
+    begin(tmp_path, checkpoint={"file": "a.ckpt", "sha256": "a"})
+    begin(tmp_path, checkpoint={"file": "a.ckpt", "sha256": "a"})
     with pytest.raises(UserError, match="other content of checkpoint"):
-        RunFolder(tmp_path, config()).describe(checkpoint={"file": "a.ckpt", "sha256": "b"})
+        begin(tmp_path, checkpoint={"file": "a.ckpt", "sha256": "b"})
 
 
 def test_an_unfinished_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
@@ -153,8 +150,7 @@ def test_another_configuration_is_refused_by_its_keys(changes: dict[str, Any], n
 
 @pytest.mark.parametrize("changes", [{}, {"seed": 1}])
 def test_a_finished_run_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, config())
-    folder.finish()
+    begin(tmp_path).finish()
     finished = read(tmp_path)["finished"]
     assert finished
     with pytest.raises(UserError, match=rf"{tmp_path} holds a finished run of .*paths\.output_dir") as caught:
@@ -167,7 +163,7 @@ def test_of_several_processes_all_refuse_a_finished_run(tmp_path: Path, monkeypa
     monkeypatch.setattr(run_folder, "is_first", lambda: False)
     assert not RunFolder(tmp_path, config(seed=1)).is_resumed  # the first compares
     monkeypatch.undo()
-    RunFolder(tmp_path, config()).finish()
+    begin(tmp_path).finish()
     monkeypatch.setattr(run_folder, "is_first", lambda: False)
     with pytest.raises(UserError, match="finished run"):
         RunFolder(tmp_path, config())
@@ -176,20 +172,19 @@ def test_of_several_processes_all_refuse_a_finished_run(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("content", ["", "{", '{"config": {"seed"', "\x00\xff"])
 def test_a_broken_provenance_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=rf"can't read {tmp_path}/provenance\.json.*paths\.output_dir"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/provenance\.json is damaged: .*paths\.output_dir"):
         RunFolder(tmp_path, config())
 
 
 @pytest.mark.parametrize("content", ["null", "[1]", '{"started": "yesterday"}', '{"config": {}}'])
 def test_a_provenance_of_something_else_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text(content)
-    with pytest.raises(UserError, match=r"provenance\.json"):
+    with pytest.raises(UserError, match=r"provenance\.json is damaged: .*; choose another paths\.output_dir"):
         RunFolder(tmp_path, config())
 
 
 def test_a_value_that_is_no_number_is_not_written(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, config())
-    folder.write(score=0.5)
+    folder = begin(tmp_path, score=0.5)
     with pytest.raises(ValueError, match="JSON"):
         folder.write(score=float("nan"))
     assert read(tmp_path)["score"] == 0.5

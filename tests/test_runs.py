@@ -81,7 +81,12 @@ def losses(run: Finished) -> list[float]:
 
 def test_what_an_evaluation_leaves(cli: Cli, options: list[str], golden_a: Golden) -> None:
     run = cli.ok("eval", "+exp=sdp_mvtec", *options)
-    assert {path.name for path in run.folder.iterdir()} == {"metrics.json", "predictions.csv", "provenance.json", "csv"}
+    assert {path.name for path in run.folder.glob("[!.]*")} == {
+        "metrics.json",
+        "predictions.csv",
+        "provenance.json",
+        "csv",
+    }
     assert set(run.metrics["categories"]) == {"candle", "pcb1"}
     for name in METRICS:
         values = [category[name] for category in run.metrics["categories"].values()]
@@ -326,6 +331,23 @@ def test_weights_remember_that_their_training_was_cut_short(cli: Cli, options: l
     assert protocol["cut_short_by"] == []
     assert protocol["training_cut_short_by"] == ["limit_train_batches=1"]
     assert "images of pcb1, cut short by limit_train_batches=1) -> test" in protocol["line"]
+
+
+def test_weights_that_were_trained_with_other_settings_are_warned_of(
+    cli: Cli, options: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    trained = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=1", "test=false").folder
+    weights = f"ckpt_path={next(trained.glob('*.safetensors'))}"
+    for name, others, told in (
+        ("same", [], []),
+        ("prompts", ["prompts.templates=['a {}.']"], ["prompts.templates"]),
+        ("both", ["model.smoothing_sigma=4", "model.representative=pca"], ["model.representative and model.smoothing"]),
+    ):
+        recwarn.clear()
+        cli.ok("eval", *options, *TEST_CANDLE, *others, weights, name=name)
+        found = [str(one.message) for one in recwarn if "was trained with" in str(one.message)]
+        assert len(found) == len(told)
+        assert all(f"was trained with another {one}" in text for one, text in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from src.models.sdp_plus import SDPPlus
 from src.trial import read_trials
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
+from tests.records import PROVENANCE
 
 TRAIN = [
     "model=sdp_plus",
@@ -149,12 +150,13 @@ def test_a_trial_over_several_processes_has_a_command_line_of_its_own(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[list[str]] = []
+    trained = {"file": "w.safetensors", "selected_by": "pixel_AP", "score": 0.25, "epochs": 1}
 
     def record(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
         failed = len(calls) == 1
         target = Path(command[-1].removeprefix("paths.output_dir="))
-        (target / "provenance.json").write_text(json.dumps({"trained_weights": {"score": 0.25}}))
+        (target / "provenance.json").write_text(json.dumps(PROVENANCE | {"trained_weights": trained}))
         return subprocess.CompletedProcess(command, int(failed), stderr="noise\nerror: no GPU\n" if failed else "")
 
     monkeypatch.setattr("src.trial.subprocess.run", record)

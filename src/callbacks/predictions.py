@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from datamodules.errors import reason_of
 from src.distributed import gather_rows, is_first
-from src.files import write_text
+from src.files import damaged, write_text
 from src.metrics.functional.fusion import fuse_image_scores
 from src.models.method import Scores
+from src.results import PREDICTIONS_FILE
 
 COLUMNS = ("image_path", "category", "label", "cls_score", "map_max", "image_score")
 
@@ -46,7 +49,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, folder: Path, is_part: bool = False) -> None:
-        self.path = folder / "predictions.csv"
+        self.path = folder / PREDICTIONS_FILE
         self.is_part = is_part
         self._rows: list[Prediction] = []
 
@@ -94,18 +97,29 @@ def write_predictions(path: Path, rows: list[Prediction], fuse: Fusion | None) -
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read a table again, without its last column."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [
-            Prediction(
-                row["image_path"],
-                row["category"],
-                int(row["label"]) if row["label"] else None,
-                float(row["cls_score"]),
-                float(row["map_max"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    """Read a table again, without its last column.
+
+    Raises:
+        UserError: it is not what the project writes.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            if tuple(header) != COLUMNS:
+                raise ValueError(f"expected the columns {', '.join(COLUMNS)}, found {', '.join(header) or 'none'}")
+            return [_prediction(row, rows.line_num) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise damaged(path, reason_of(error)) from error
+
+
+def _prediction(row: list[str], line: int) -> Prediction:
+    if len(row) != len(COLUMNS) or row[2] not in ("", "0", "1"):
+        raise ValueError(f"line {line} has not {len(COLUMNS)} columns, with a label of 0, 1 or none")
+    cls_score, map_max = float(row[3]), float(row[4])
+    if not math.isfinite(cls_score + map_max):
+        raise ValueError(f"line {line} has a score that is not finite")
+    return Prediction(row[0], row[1], int(row[2]) if row[2] else None, cls_score, map_max)
 
 
 def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:

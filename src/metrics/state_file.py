@@ -7,26 +7,44 @@ depend on the order in which they came.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
+from src.files import damaged, parsed, write_tensors
 from src.metrics.base import joined
 from src.metrics.benchmark_metrics import BenchmarkMetrics
-
-STATE_FILE = "metric_state.safetensors"
-"""What a part of an evaluation leaves in its folder."""
+from src.metrics.functional.histogram import empty_histogram
 
 STATES = {
     "image": ("cls_score", "map_max", "label"),
     "pixel": ("anomalous_scores", "anomalous_areas", "normal_scores", "histogram"),
 }
+_HEADER = "state"
+
+
+class Counted(TypedDict):
+    """How much of a category a file holds."""
+
+    images: int
+    labels: int
+    pixels: int
+
+
+class StateHeader(TypedDict):
+    """What a file says about its tensors; `counts` of each category, in the order of `categories`."""
+
+    categories: list[str]
+    memory_gb: float | None
+    counts: dict[str, Counted]
+    vanished_masks: dict[str, int]
 
 
 def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
@@ -34,25 +52,35 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
 
     Raises:
         ValueError: if a category was already finished, and its scores are gone.
+        OSError: the disk is full.
     """
     if metrics.finished:
         raise ValueError(f"Expected argument `metrics` to hold all scores, but {list(metrics.finished)} are finished.")
     tensors: dict[str, Tensor] = {}
+    counts: dict[str, Counted] = {}
     for index, name in enumerate(metrics.categories):
+        own: dict[str, Tensor] = {}
         for level, metric in zip(STATES, metrics.metrics_of(name), strict=True):
-            for state in STATES[level]:
-                if parts := getattr(metric, state):
-                    tensors[f"{index}.{level}.{state}"] = joined(parts)
-    content = {
-        "categories": metrics.categories,
+            own |= {state: joined(parts) for state in STATES[level] if (parts := getattr(metric, state))}
+        counts[name] = _counted(own, metrics.num_images[name])
+        tensors |= {f"{index}.{state}": tensor for state, tensor in own.items()}
+    header: StateHeader = {
+        "categories": list(metrics.categories),
         "memory_gb": metrics.memory_gb,
-        "num_images": metrics.num_images,
+        "counts": counts,
         "vanished_masks": metrics.vanished_masks,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, {"state": json.dumps(content)})
-    temporary.replace(path)
+    write_tensors(path, tensors, {_HEADER: json.dumps(header)})
+
+
+def read_header(path: Path) -> StateHeader:
+    """Read what a file says about its tensors.
+
+    Raises:
+        UserError: it can't be read, or is not what the project writes.
+    """
+    with _opened(path) as file:
+        return _header_of(file, path)
 
 
 def merge_states(paths: Sequence[Path]) -> BenchmarkMetrics:
@@ -62,50 +90,105 @@ def merge_states(paths: Sequence[Path]) -> BenchmarkMetrics:
         Finished metrics: `compute` gives the result, further images are refused.
 
     Raises:
-        UserError: a file can't be read, or the files are not of the same categories and memory.
+        UserError: a file can't be read, holds other tensors than its header says, or the files are not of the same
+            categories and memory.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in paths]
-        contents = [_content_of(file, path) for file, path in zip(files, paths, strict=True)]
-        for key in ("categories", "memory_gb"):
-            for content, path in zip(contents, paths, strict=True):
-                if content[key] != contents[0][key]:
+        headers = [_header_of(file, path) for file, path in zip(files, paths, strict=True)]
+        first = headers[0]
+        for header, path in zip(headers, paths, strict=True):
+            for key, own, others in (
+                ("categories", header["categories"], first["categories"]),
+                ("memory_gb", header["memory_gb"], first["memory_gb"]),
+            ):
+                if own != others:
                     raise UserError(
-                        f"expected {path} to have the {key} of {paths[0]}, {contents[0][key]}, but got {content[key]}; "
+                        f"expected {path} to have the {key} of {paths[0]}, {others}, but got {own}; "
                         "merge shards of one run only"
                     )
-        metrics = BenchmarkMetrics(contents[0]["categories"], memory_gb=contents[0]["memory_gb"])
+        metrics = BenchmarkMetrics(first["categories"], memory_gb=first["memory_gb"])
         for index, name in enumerate(metrics.categories):
-            for file, content in zip(files, contents, strict=True):
-                _add(metrics, name, index, file, content)
+            for file, header, path in zip(files, headers, paths, strict=True):
+                _add(metrics, name, _tensors_of(file, index, header["counts"][name], path), header)
             metrics.finish(name)
     return metrics
 
 
-def _add(metrics: BenchmarkMetrics, name: str, index: int, file: Any, content: dict[str, Any]) -> None:
+def _add(metrics: BenchmarkMetrics, name: str, tensors: Mapping[str, Tensor], header: StateHeader) -> None:
     """Add one file's part of a category."""
-    keys = set(file.keys())
     for level, metric in zip(STATES, metrics.metrics_of(name), strict=True):
         for state in STATES[level]:
-            key = f"{index}.{level}.{state}"
-            if key in keys:
-                getattr(metric, state).append(file.get_tensor(key))
+            if state in tensors:
+                getattr(metric, state).append(tensors[state])
     metrics.metrics_of(name)[1].limit_memory()
-    metrics.num_images[name] += content["num_images"][name]
-    if name in content["vanished_masks"]:
-        metrics.vanished_masks[name] = metrics.vanished_masks.get(name, 0) + content["vanished_masks"][name]
+    metrics.num_images[name] += header["counts"][name]["images"]
+    if name in header["vanished_masks"]:
+        metrics.vanished_masks[name] = metrics.vanished_masks.get(name, 0) + header["vanished_masks"][name]
+
+
+def _tensors_of(file: Any, index: int, counts: Counted, path: Path) -> dict[str, Tensor]:
+    """A category's tensors, checked: numbers that are none, or too few of them, would give metrics all the same.
+
+    Raises:
+        UserError: they are not what the header says.
+    """
+    names = [state for states in STATES.values() for state in states]
+    try:
+        keys = set(file.keys())
+        tensors: dict[str, Tensor] = {n: file.get_tensor(f"{index}.{n}") for n in names if f"{index}.{n}" in keys}
+    except Exception as error:  # safetensors' own, and torch's for a type that it does not know
+        raise damaged(path, reason_of(error)) from error
+    wrong = [name for name, tensor in tensors.items() if not _is_valid(name, tensor)]
+    if wrong:
+        raise damaged(path, f"{', '.join(f'{index}.{name}' for name in wrong)} can't be the state of metrics")
+    sizes = {name: len(tensors.get(name, ())) for name in names}
+    is_even = len({sizes[name] for name in STATES["image"]}) == 1 and (
+        sizes["anomalous_scores"] == sizes["anomalous_areas"]
+    )
+    if not is_even or _counted(tensors, counts["images"]) != counts:
+        raise damaged(path, f"category {index} has not the scores that its header counts ({counts})")
+    return tensors
+
+
+def _is_valid(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor can be a state: shape, kind and range."""
+    if name == "histogram":
+        empty = empty_histogram()
+        return tensor.shape == empty.shape and tensor.dtype is empty.dtype and bool((tensor >= 0).all())
+    if tensor.ndim != 1 or tensor.is_complex():
+        return False
+    if name == "label":
+        return bool(((tensor == 0) | (tensor == 1)).all())
+    if name == "anomalous_areas":
+        return tensor.dtype is torch.int32 and bool((tensor > 0).all())
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
+
+
+def _counted(tensors: Mapping[str, Tensor], images: int) -> Counted:
+    pixels = sum(len(tensors[name]) for name in ("anomalous_scores", "normal_scores") if name in tensors)
+    if "histogram" in tensors:
+        pixels += int(tensors["histogram"][:2].sum())
+    return {"images": images, "labels": len(tensors.get("label", ())), "pixels": pixels}
 
 
 def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"expected the state of a shard's metrics in {path}, but there is none; run it again"
+        ) from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"expected the state of a shard's metrics in {path}, but got: {error}; run it again") from error
+        raise damaged(path, reason_of(error)) from error
 
 
-def _content_of(file: Any, path: Path) -> dict[str, Any]:
+def _header_of(file: Any, path: Path) -> StateHeader:
     metadata = file.metadata() or {}
-    if "state" not in metadata:
+    if _HEADER not in metadata:
         raise UserError(f"expected the state of a shard's metrics in {path}, but it holds other tensors")
-    content: dict[str, Any] = json.loads(metadata["state"])
-    return content
+    header = parsed(metadata[_HEADER], StateHeader, path)
+    names = header["categories"]
+    if list(header["counts"]) != names or not header["vanished_masks"].keys() <= header["counts"].keys():
+        raise damaged(path, "its header does not count each category once")
+    return header

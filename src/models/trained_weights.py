@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from datamodules.errors import UserError, reason_of
-from src.files import write_bytes
+from src.files import checked, parsed, write_bytes
 from src.models.method import Method
+from src.results import DataUse, Weights
 
 ORIGIN = "origin"
 _METHOD_PREFIX = "method."
 _REFERENCE_KEY = "linear_layers"
 _REFERENCE_PREFIX = "projections."
+_FLOATING = [str(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
 
 
 class Origin(TypedDict, total=False):
     """What trained parameters say about themselves; a file of the reference says nothing.
 
-    `model` and `backbone` are the settings they were trained with, `trained_on` the data, `cut_short_by` the settings
-    under which less was done than the data hold, `epochs` how many were done.
+    `model`, `prompts` and `backbone` are the settings they were trained with, `trained_on` the data, `cut_short_by` the
+    settings under which less was done than the data hold, `epochs` how many were done.
     """
 
     model: dict[str, Any]
-    backbone: dict[str, Any]
-    trained_on: dict[str, Any]
+    prompts: dict[str, Any]
+    backbone: Weights
+    trained_on: DataUse
     cut_short_by: list[str]
     epochs: int
 
@@ -57,19 +61,24 @@ def read_trained_weights(path: Path) -> TrainedWeights:
     """Read a Lightning checkpoint, a `.safetensors` of this project, or the reference's file.
 
     Raises:
-        UserError: there is no such file, or it is none of the three.
+        UserError: there is no such file, it is none of the three, or it holds something else than trained weights.
     """
     if not path.is_file():
         raise UserError(f"ckpt_path: expected a file, but there is none at {path}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    for name, tensor in weights.state.items():
+        _check_tensor(name, tensor, path)
+    return weights
+
+
+def _read_checkpoint(path: Path) -> TrainedWeights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many types
         raise UserError(f"ckpt_path: can't read {path}: {reason_of(error)}") from error
     if _holds_tensors(content, "state_dict"):
         state = {k.removeprefix(_METHOD_PREFIX): v for k, v in content["state_dict"].items()}
-        return TrainedWeights(state, cast(Origin, content.get(ORIGIN, {})))
+        return TrainedWeights(state, checked(content.get(ORIGIN, {}), Origin, path))
     if _holds_tensors(content, _REFERENCE_KEY):
         return TrainedWeights({_REFERENCE_PREFIX + k: v for k, v in content[_REFERENCE_KEY].items()}, Origin())
     raise UserError(
@@ -101,16 +110,32 @@ def load_trained_weights(method: Method, weights: TrainedWeights, path: Path) ->
 def _read_safetensors(path: Path) -> TrainedWeights:
     try:
         with safe_open(path, framework="pt") as file:
-            origin = cast(Origin, json.loads((file.metadata() or {}).get(ORIGIN, "{}")))
-            return TrainedWeights({name: file.get_tensor(name) for name in file.keys()}, origin)  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"ckpt_path: can't read {path}: {error}") from error
+            header = (file.metadata() or {}).get(ORIGIN, "{}")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' own, and torch's for a type that it does not know
+        raise UserError(f"ckpt_path: can't read {path}: {reason_of(error)}") from error
+    return TrainedWeights(state, parsed(header, Origin, path))
+
+
+def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse what torch would turn into numbers that nobody has trained.
+
+    Raises:
+        UserError: the tensor is of integers, say, or has not all its values, or some are not finite.
+    """
+    kind = "meta" if tensor.is_meta else str(tensor.dtype if tensor.layout is torch.strided else tensor.layout)
+    if kind not in _FLOATING:
+        raise UserError(f"ckpt_path: expected floating-point numbers in {name} of {path}, but got {kind}")
+    if not tensor.isfinite().all():
+        raise UserError(f"ckpt_path: {path} has values in {name} that are not finite; its training has failed")
 
 
 def _holds_tensors(content: Any, key: str) -> bool:
     """Whether a file's content is a dictionary with named tensors under `key`."""
     tensors = content.get(key) if isinstance(content, dict) else None
-    return isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values())
+    return isinstance(tensors, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    )
 
 
 Shapes = dict[str, tuple[int, ...]]

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
-
-
-class DataUse(TypedDict):
-    """Which images of a data set a run uses.
-
-    `categories` and `images` are those trained on or tested, `held_out` the categories that only validate.
-    `is_whole` says that nothing of the published data set is left out.
-    """
-
-    name: str
-    title: str
-    split: str
-    categories: list[str]
-    held_out: list[str]
-    images: int
-    is_whole: bool
+from src.results import DataUse
 
 
 def describe_use(data: AnomalyDataModule) -> DataUse:

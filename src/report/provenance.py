@@ -16,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer
 
-PROVENANCE_FILE = "provenance.json"
 _PACKAGES = (
     "torch",
     "torchvision",

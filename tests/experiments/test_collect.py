@@ -13,6 +13,13 @@ import pytest
 
 from experiments.collect import main
 from tests.golden_reference import ROOT
+from tests.records import PROVENANCE
+
+SWEEP = {"command": "train", "overrides": [], "sweeper": {}, "objective": "pixel_AP on held-out gear"}
+
+
+def of_protocol(line: str) -> dict[str, Any]:
+    return PROVENANCE | {"protocol": PROVENANCE["protocol"] | {"line": line}}
 
 
 def write_trial(sweep: Path, number: int, overrides: list[str], mean: dict[str, float] | None, **trial: Any) -> None:
@@ -55,7 +62,7 @@ def test_seeds_are_averaged_and_the_best_setting_is_marked(tmp_path: Path, capsy
 
 
 def test_the_objective_alone_chooses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "sweep.json").write_text(json.dumps({"objective": "pixel_AP on held-out gear"}))
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEEP))
     write_trial(tmp_path, 0, ["optimizer.lr=0.1"], {"pixel_AP": 0.9}, objective=0.2)
     write_trial(tmp_path, 1, ["optimizer.lr=0.20000412"], {"pixel_AP": 0.1}, objective=0.3)
     assert main([str(tmp_path)]) == 0
@@ -70,7 +77,7 @@ def test_metrics_of_two_benchmarks_are_not_compared(tmp_path: Path, capsys: pyte
     lines = ["train VisA (test split, 2162 images) -> test MVTec AD (1725 images)"] * 2 + ["no training -> test VisA"]
     for number, line in enumerate(lines):
         write_trial(tmp_path, number, [f"model.smoothing_sigma={number}"], {"pixel_AP": 0.1 * number})
-        (tmp_path / str(number) / "provenance.json").write_text(json.dumps({"protocol": {"line": line}}))
+        (tmp_path / str(number) / "provenance.json").write_text(json.dumps(of_protocol(line)))
     assert main([str(tmp_path)]) == 0
     assert [row["protocol"] for row in rows(tmp_path)] == lines
     assert not any(row["best_in"] for row in rows(tmp_path))

@@ -1,6 +1,7 @@
 """States of shards in files: merged, they give what one run gives."""
 
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_what_is_no_state_is_refused_in_one_line(tmp_path):
     save_file({"weight": torch.zeros(1)}, strange)
     write_state(BenchmarkMetrics(CATEGORIES, memory_gb=1), tmp_path / "memory")
     for path, message in {
-        broken: "expected the state of a shard's metrics in .*broken, but got",
-        tmp_path / "absent": "expected the state of a shard's metrics in .*absent, but got",
+        broken: "broken is damaged: ",
+        tmp_path / "absent": "expected the state of a shard's metrics in .*absent, but there is none",
         strange: "expected the state of a shard's metrics in .*strange, but it holds other tensors",
         other: r"expected .*other to have the categories of .*good, .*, but got \['screw'\]; merge shards of one run",
         tmp_path / "memory": "expected .*memory to have the memory_gb of .*good, None, but got 1",
@@ -74,3 +75,19 @@ def test_finished_categories_have_no_state_to_write(tmp_path):
     with pytest.raises(ValueError, match=r"to hold all scores, but \['screw'\] are finished"):
         write_state(metrics, tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_earlier_state(tmp_path):
+    path = tmp_path / "state"
+    write_state(fill(SCENARIOS["in turn"], [0, 1]), path)
+    earlier = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a file that can't grow is a disk that is full
+    try:
+        with pytest.raises(OSError, match="state") as caught:
+            write_state(fill(SCENARIOS["in turn"], list(range(6))), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == earlier
+    assert list(tmp_path.iterdir()) == [path]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
@@ -22,8 +24,17 @@ from tests.models.helpers import PROMPTS
 
 ORIGIN: Origin = {
     "model": {"feature_layers": [3, 6, 9, 12], "smoothing_sigma": 8.0},
-    "backbone": {"name": "tiny", "sha256": None},
-    "trained_on": {"name": "visa", "images": 2162},
+    "prompts": {"templates": ["a photo of a {}."]},
+    "backbone": {"name": "tiny", "file": None, "sha256": None},
+    "trained_on": {
+        "name": "visa",
+        "title": "VisA",
+        "split": "test",
+        "categories": ["candle"],
+        "held_out": [],
+        "images": 2162,
+        "is_whole": False,
+    },
     "epochs": 5,
 }
 
@@ -186,3 +197,71 @@ def test_a_method_that_trains_nothing_takes_no_checkpoint(tiny: Backbone, tmp_pa
     write_trained_weights(tmp_path / "w.safetensors", Projections(), ORIGIN)
     with pytest.raises(UserError, match=r"model sdp has nothing to train.*remove ckpt_path"):
         fitting(tmp_path / "w.safetensors", SDP(tiny, PROMPTS, [12], "reference", 8, "mean"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensor: tensor.int(),
+        lambda tensor: tensor.bool(),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to(torch.float8_e4m3fn),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_tensors_that_are_no_trained_numbers_are_refused(spoil: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    state = reference_state(Projections())
+    name = next(iter(state))
+    path = save(tmp_path / "w.pth", {"linear_layers": state | {name: spoil(state[name])}})
+    with pytest.raises(UserError, match=rf"ckpt_path: (expected floating-point .* projections\.{name}|can't read)"):
+        fitting(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    method = Projections()
+    with torch.no_grad():
+        method.projections.fc[1].weight[2, 3] = value
+    write_trained_weights(tmp_path / "w.safetensors", method, ORIGIN)
+    with pytest.raises(UserError, match=r"w\.safetensors has values in projections\.fc\.1\.weight that are not finite"):
+        fitting(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        3,
+        [],
+        "text",
+        {"model": 3},
+        {"backbone": {}},
+        {"backbone": {"file": 1, "sha256": None}},
+        {"trained_on": {"name": "visa"}},
+        {"cut_short_by": "max_steps"},
+        {"epochs": "many"},
+    ],
+)
+def test_a_strange_origin_is_damaged(origin: Any, tmp_path: Path) -> None:
+    method = Projections()
+    write_trained_weights(tmp_path / "w.safetensors", method, origin)
+    state = {f"method.{name}": p.detach() for name, p in method.trainable_parameters().items()}
+    save(tmp_path / "last.ckpt", {"state_dict": state, "origin": origin})
+    for name in ("w.safetensors", "last.ckpt"):
+        with pytest.raises(UserError, match=rf"{name} is damaged: "):
+            read_trained_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("header", ["", "{", "[" * 10_000, '{"epochs": NaN}'])
+def test_a_header_that_is_no_origin_is_damaged(header: str, tmp_path: Path) -> None:
+    save_file(dict(Projections().state_dict()), tmp_path / "w.safetensors", {"origin": header})
+    with pytest.raises(UserError, match=r"w\.safetensors is damaged: "):
+        read_trained_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("key", [3, None, ("a", "b")])
+def test_parameters_without_a_name_are_refused(key: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is none of them"):
+        read_trained_weights(save(tmp_path / "w.ckpt", {"state_dict": {key: torch.zeros(1)}}))
