@@ -1,5 +1,6 @@
 """The LightningDataModule that all data sets share. A subclass only says where its records are."""
 
+import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
-from datamodules.records import Record
+from datamodules.records import Record, each_file_once
 from datamodules.samplers import EpochSampler, FillerBatches, SharedBatchSampler, own_slice
 from datamodules.transforms import build_transform
 
@@ -41,6 +42,7 @@ class AnomalyDataModule(LightningDataModule):
             ``published_dbscan``. Only stored here.
         val_categories: taken out of training, for validation.
         shard: ``i/n`` to test the i-th of n parts only, counted from 1; None for all. Parts are consecutive batches.
+        bits: how many of the bits of 16-bit images are used, such as 12; None for all. Images of 8 bits don't ask.
     """
 
     name: str  # in file names
@@ -65,6 +67,7 @@ class AnomalyDataModule(LightningDataModule):
         dbscan: Mapping[str, float] | None = None,
         val_categories: Sequence[str] = (),
         shard: str | None = None,
+        bits: int | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -82,6 +85,8 @@ class AnomalyDataModule(LightningDataModule):
         self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
         self.shard = shard
+        self.bits = bits
+        self._was_told = multiprocessing.Value("b", False)
         # By role, samples by record: whoever has the features already sets them, and no image is decoded.
         self.stored: dict[str, Mapping[Record, Sample]] = {}
 
@@ -105,6 +110,8 @@ class AnomalyDataModule(LightningDataModule):
         if not found:
             what = "found nothing of it" if there else "there is no such folder"
             raise UserError(f"Expected {self.title} in {self.root} ({self.layout}), but {what}. {self.source}")
+        for name in sorted(found):
+            checks.check_category(name, self.root)
         return [name for name in self.published if name in found] + sorted(found.difference(self.published))
 
     @cached_property
@@ -136,7 +143,7 @@ class AnomalyDataModule(LightningDataModule):
             UserError: anything that is wrong with the options or the files, short of their content.
         """
         checks.check_options(
-            self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers
+            self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers, self.bits
         )
         checks.check_dbscan(self.dbscan)
         records: list[Record] = []
@@ -148,6 +155,7 @@ class AnomalyDataModule(LightningDataModule):
                     "add them or leave the category out"
                 )
             records += own
+        records = each_file_once(records)
         checks.check_masks(records)
         checks.check_shard(self.shard, len(records), self.batch_size)
         if self.val_categories:
@@ -227,7 +235,17 @@ class AnomalyDataModule(LightningDataModule):
         transforms = self.transforms if role == "train" else "default"
         transform = build_transform(transforms, self._size, self.mask_size(role), self.mean, self.std)
         stored, seed = self.stored.get(role), torch.initial_seed()
-        return AnomalyDataset(records, self.root, transform, self.has_labels, self.has_masks, seed, stored)
+        return AnomalyDataset(
+            records,
+            self.root,
+            transform,
+            self.has_labels,
+            self.has_masks,
+            seed,
+            stored,
+            self.bits,
+            self._was_told,
+        )
 
     def loader(
         self, role: str, dataset: AnomalyDataset, batch_sampler: Iterable[list[int]] | None = None

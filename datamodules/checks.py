@@ -1,16 +1,25 @@
 """The checks of options and records that need no file. Each raises a one-line UserError."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from datamodules.errors import UserError
+from datamodules.paths import below
 from datamodules.records import ANOMALOUS, Record
 from datamodules.transforms import check_transforms
 
 
 def check_options(
-    split: str, splits: Sequence[str], transforms: str, eval_size: int | str, batch_size: int, num_workers: int
+    split: str,
+    splits: Sequence[str],
+    transforms: str,
+    eval_size: int | str,
+    batch_size: int,
+    num_workers: int,
+    bits: int | None,
 ) -> None:
     """Check a data module's options, see :class:`datamodules.base.AnomalyDataModule`."""
     if split not in splits:
@@ -22,6 +31,30 @@ def check_options(
         raise UserError(f"Expected batch_size to be 1 or more, but got {batch_size!r}")
     if not _is_int(num_workers, at_least=0):
         raise UserError(f"Expected num_workers to be 0 or more, but got {num_workers!r}")
+    if bits is not None and not (_is_int(bits, at_least=8) and bits <= 16):
+        raise UserError(f"Expected bits to be a number from 8 to 16, or null, but got {bits!r}")
+
+
+def as_text(option: str, value: object) -> str:
+    """Text that a YAML file or a command line gives; it may look like a number there.
+
+    Raises:
+        UserError: it is a list or another thing, whose spelling nobody means.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UserError(f"Expected {option} to be text, but got {value!r}; put quotes around what is meant as text")
+    return str(value)
+
+
+def check_category(name: str, root: Path) -> None:
+    """Check the name of a category, which becomes a folder's name in the run's folder and a word in prompts and tables.
+
+    Raises:
+        UserError: it is empty or not one line of text, or leads out of a folder.
+    """
+    below(root, name, "a category")
+    if not name.strip() or any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise UserError(f"Expected a category in {root} to be a line of text, but got {name!r}; rename it")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
@@ -63,12 +96,13 @@ def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[
     # A single name is a string, whose letters would be taken for names.
     if isinstance(asked, str) or not asked:
         raise UserError(f"Expected {option} to be a list of names such as [{available[0]}], but got {asked!r}")
+    asked = [as_text(f"each of {option}", name) for name in asked]
     twice = [name for name, count in Counter(asked).items() if count > 1]
     if twice:
         raise UserError(f"Expected each of {option} once, but {', '.join(twice)} is there more than once")
     unknown = [name for name in asked if name not in available]
     if unknown:
-        raise UserError(f"Expected {option} to be among {', '.join(available)}, but got {', '.join(map(str, unknown))}")
+        raise UserError(f"Expected {option} to be among {', '.join(available)}, but got {', '.join(unknown)}")
     return [name for name in available if name in asked]
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import AnomalyDataModule
+from datamodules.checks import as_text
 from datamodules.errors import UserError
+from datamodules.paths import below
 from datamodules.records import ANOMALOUS, NORMAL, Record, list_images, pair_masks, stem_below
 
 
@@ -35,7 +37,7 @@ class Folder(AnomalyDataModule):
     ) -> None:
         super().__init__(root, **options)
         self.name = self.title = self.root.resolve().name
-        self.category = self.name if category is None else str(category)
+        self.category = self.name if category is None else as_text("category", category)
         self.normal_dir = normal_dir
         self.anomalous_dir = anomalous_dir
         self.mask_dir = mask_dir
@@ -50,27 +52,27 @@ class Folder(AnomalyDataModule):
             raise UserError(f"Expected anomalous_dir beside mask_dir={self.mask_dir}: the folder its masks belong to")
         if not self.normal_dir and not self.anomalous_dir:
             return [Record(path, category, None, None) for path in list_images(self.root)]
-        normal = self._images(self.normal_dir)
-        anomalous = self._images(self.anomalous_dir)
+        normal = self._images("normal_dir", self.normal_dir)
+        anomalous = self._images("anomalous_dir", self.anomalous_dir)
         both = normal.keys() & anomalous.keys()
         if both:
             raise UserError(f"Expected normal_dir and anomalous_dir to share no image, but both hold {min(both)}")
         masks: dict[str, Path] = {}
         if self.mask_dir:
             # Some data sets give normal images, too, a mask: not an orphan, but not read either.
-            masks = pair_masks(self._folder(self.mask_dir), [*anomalous.values(), *normal.values()])
+            masks = pair_masks(self._folder("mask_dir", self.mask_dir), [*anomalous.values(), *normal.values()])
         records = [Record(path, category, NORMAL, None) for path in normal]
         return records + [Record(path, category, ANOMALOUS, masks.get(stem)) for path, stem in anomalous.items()]
 
-    def _images(self, subfolder: str | None) -> dict[Path, str]:
+    def _images(self, option: str, subfolder: str | None) -> dict[Path, str]:
         """Image -> stem."""
         if subfolder is None:
             return {}
-        folder = self._folder(subfolder)
+        folder = self._folder(option, subfolder)
         return {path: stem_below(path, folder) for path in list_images(folder)}
 
-    def _folder(self, name: str) -> Path:
-        folder = self.root / name
+    def _folder(self, option: str, name: str) -> Path:
+        folder = below(self.root, as_text(option, name), option)
         if not folder.is_dir():
             raise UserError(f"Expected folder {name} below {self.root}, but there is none. {self.source}")
         return folder

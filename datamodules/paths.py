@@ -1,6 +1,6 @@
 """Paths that come from a file or a command line, joined so that they can't leave the folder they belong to."""
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from datamodules.errors import UserError
 
@@ -18,7 +18,8 @@ def below(root: Path, name: str, what: str) -> Path:
     Raises:
         UserError: the name is empty or absolute, or goes up by ``..``.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or "\0" in name or PureWindowsPath(name).anchor or name.startswith("/") or ".." in parts:
+    # A Windows path takes both kinds of slashes for what they are, so that a name means the same on any system.
+    path = PureWindowsPath(name)
+    if not name or "\0" in name or path.anchor or ".." in path.parts:
         raise UserError(f"Expected {what} to be a path below {root}, without '..', but got {name!r}")
     return root / name

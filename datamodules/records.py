@@ -1,9 +1,12 @@
 """What a data set is made of: one record an image, and the helpers that turn folders into records."""
 
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.errors import UserError
 
@@ -32,9 +35,116 @@ def list_images(folder: Path) -> list[Path]:
     """All images below ``folder``, at any depth, sorted by path; empty when there is no such folder.
 
     Files that start with a dot are left out: macOS leaves a ``._000.png``, which is no image, beside each ``000.png``.
+    A folder that has several names, by symbolic links, is listed under its real one.
+
+    Raises:
+        UserError: a folder can't be read, or what has an image's name is no file.
     """
-    paths = (Path(parent) / name for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
+    if not folder.is_dir():
+        return []
+    paths = [path for path in _files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    for path in paths:
+        if not path.is_file():
+            what = "is a link that leads nowhere" if path.is_symlink() and not path.exists() else "is none"
+            raise UserError(f"Expected an image file, but {path} {what}; fetch it or remove it")
+    return sorted(paths)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All that is no folder, at any depth, each folder once; links to folders are followed, but not in circles."""
+    seen: set[Path] = set()
+    # With each folder those that it lies in: a link back to one of them would list what is not below it.
+    own = frozenset(path.resolve() for path in folder.absolute().parents)
+    waiting = deque([(folder, own.union(folder.resolve().parents))])
+    while waiting:
+        start, above = waiting.popleft()
+        for parent, folders, names in os.walk(start, onerror=_refuse_unreadable):
+            here = Path(parent).resolve()
+            if here in seen or here in above:
+                folders.clear()
+                continue
+            seen.add(here)
+            folders.sort()
+            # Later, so that what is reached by several names keeps its real one.
+            links = [path for path in (Path(parent, name) for name in folders) if path.is_symlink()]
+            waiting.extend((link, above.union(here.parents, [here])) for link in links)
+            yield from (Path(parent, name) for name in names)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(
+        f"Expected to read all folders below the data set's, but {error.filename} says: {error.strerror}; mend its "
+        "permissions or remove it"
+    ) from error
+
+
+def each_file_once(records: Sequence[Record]) -> list[Record]:
+    """Leave out the further names that links give an image, and check that each image has one label.
+
+    Where a label is known, an image that is there twice changes the metrics. Without labels it is harmless, and the
+    user is only told.
+
+    Raises:
+        UserError: one image is listed twice, or has two labels or categories, or two anomalous images have one mask.
+    """
+    same_file: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        status = record.image_path.stat()
+        same_file.setdefault((status.st_dev, status.st_ino), []).append(record)
+    further: list[Record] = []
+    for same in same_file.values():
+        if len(same) == 1:
+            continue
+        first, *others = sorted(same, key=_by_name)
+        for other in others:
+            if first.image_path == other.image_path:
+                _complain(same, f"Expected each image once, but {first.image_path} is there {len(same)} times")
+            elif (first.category, first.label) != (other.category, other.label):
+                _complain(
+                    same,
+                    f"Expected one category and label an image, but {first.image_path} ({_label(first)}) and "
+                    f"{other.image_path} ({_label(other)}) are one file",
+                )
+            else:
+                further.append(other)
+    if further and all(record.label is None for record in records):
+        rank_zero_warn(
+            f"{len(further)} images are there under another name too and count once, the first is "
+            f"{further[0].image_path}"
+        )
+    left_out = set(further)
+    kept = [record for record in records if record not in left_out]
+    _check_own_masks(kept)
+    return kept
+
+
+def _by_name(record: Record) -> tuple[bool, int, str]:
+    """Real names come before links, short ones before long ones."""
+    name = str(record.image_path)
+    return record.image_path.is_symlink(), len(name), name
+
+
+def _label(record: Record) -> str:
+    return f"{record.category}, {({NORMAL: 'normal', ANOMALOUS: 'anomalous', None: 'no label'})[record.label]}"
+
+
+def _complain(same: Sequence[Record], line: str) -> None:
+    """About an image that is there twice."""
+    if any(record.label is not None for record in same):
+        raise UserError(f"{line}; remove one")
+    rank_zero_warn(line)
+
+
+def _check_own_masks(records: Sequence[Record]) -> None:
+    owners: dict[Path, Path] = {}
+    for record in records:
+        if record.label == ANOMALOUS and record.mask_path is not None:
+            owner = owners.setdefault(record.mask_path, record.image_path)
+            if owner != record.image_path:
+                raise UserError(
+                    f"Expected a mask of its own for each anomalous image, but {owner} and {record.image_path} share "
+                    f"{record.mask_path}; remove one of the images, or rename it and give it a mask"
+                )
 
 
 def stem_below(path: Path, folder: Path) -> str:

@@ -1,12 +1,14 @@
 """VisA (Zou et al., ECCV 2022) as published, with the split of one-class training (``1cls.csv``)."""
 
 import csv
+import io
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
+from datamodules.paths import below
 from datamodules.records import ANOMALOUS, NORMAL, Record
 
 CSV = Path("split_csv") / "1cls.csv"
@@ -58,8 +60,9 @@ class VisA(AnomalyDataModule):
             raise UserError(
                 f"Expected labels {' or '.join(LABELS)} in {self.root / CSV}, but {row.image} has {row.label!r}"
             )
-        mask = self.root / row.mask if row.mask else None
-        return Record(self.root / row.image, row.object, LABELS[row.label], mask)
+        image = below(self.root, row.image, f"column image of {self.root / CSV}")
+        mask = below(self.root, row.mask, f"column mask of {self.root / CSV}") if row.mask else None
+        return Record(image, row.object, LABELS[row.label], mask)
 
     @cached_property
     def _rows(self) -> list[Row]:
@@ -69,14 +72,19 @@ class VisA(AnomalyDataModule):
         try:
             # Spreadsheet programs put a byte order mark in front.
             with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                absent = [column for column in Row._fields if column not in (reader.fieldnames or ())]
-                lines = list(reader)
+                text = file.read()
+            if "\0" in text:
+                raise csv.Error("it holds NUL characters")
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            columns = list(reader.fieldnames or ())
+            lines = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"Expected {path} to be a CSV file in UTF-8, but could not read it ({error})") from error
-        if absent:
+        absent = [column for column in Row._fields if column not in columns]
+        twice = [column for column in Row._fields if columns.count(column) > 1]
+        if absent or twice:
+            problem = f"{', '.join(absent)} is missing" if absent else f"{', '.join(twice)} is there twice"
             raise UserError(
-                f"Expected columns {','.join(Row._fields)} in {path}, but {', '.join(absent)} is missing; "
-                "take the file from the archive"
+                f"Expected columns {','.join(Row._fields)} in {path}, but {problem}; take the file from the archive"
             )
         return [Row(*((line[column] or "").strip() for column in Row._fields)) for line in lines]

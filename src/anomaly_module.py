@@ -183,4 +183,5 @@ class AnomalyModule(LightningModule):
         """Compare at the masks' size; labels or masks may be absent."""
         mask = batch.get("mask")
         maps = resize_like(scores.anomaly_map, mask) if mask is not None else None
-        metrics.update(batch["category"], scores.cls_score, scores.map_max, batch.get("label"), maps, mask)
+        label, is_empty = batch.get("label"), batch.get("mask_is_empty")
+        metrics.update(batch["category"], scores.cls_score, scores.map_max, label, maps, mask, is_empty)

@@ -93,7 +93,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         trainable,
         origin.get("trained_on"),
         describe_use(test_data),
-        shared=shared_categories(train_data, test_data) if train_data else (),
+        shared=shared_categories(train_data, test_data) if train_data else {},
         shortcuts=[*shortcuts(config.trainer), *([f"test_data.shard={test_data.shard}"] if test_data.shard else [])],
         tests=config.test,
         trained_under=() if train_data else origin.get("cut_short_by", ()),

@@ -1,7 +1,8 @@
 """Write the demo data set to disk in MVTec's layout, once and whole.
 
 The finished data set appears at its place by one rename. A killed process leaves a hidden folder beside it, never half
-a data set; of several processes that start together the first to finish wins and the others take its result.
+a data set, and the next one that draws removes it. Of several processes that start together one draws, and the others
+wait for it and take its result.
 """
 
 import json
@@ -10,6 +11,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image
 
 from datamodules.demo.protocol import DEFECTS, REPORT_SEED, SIZE, TEST_GOOD, TEST_PER_DEFECT, TRAIN_GOOD, VERSION
@@ -53,22 +55,49 @@ def demo_data(parent: str | Path, recipe: Recipe | None = None) -> Path:
         recipe: by default the one on which results are reported.
 
     Raises:
-        UserError: the folder's content was made by another recipe, or the disk can't be written.
+        UserError: the folder's content was made by another recipe, the disk can't be written, or `parent` holds what is
+            no demo data set.
     """
     recipe = recipe or Recipe()
     root = Path(parent) / recipe.folder_name()
     if not root.exists():
         try:
-            _draw_aside(root, recipe)
-        except OSError as error:
-            raise UserError(f"can't write the demo data set to {root}: {error.strerror or error}") from error
+            _check_parent(root.parent)
+            root.parent.mkdir(parents=True, exist_ok=True)
+            _draw_alone(root, recipe)
+        except (OSError, NotImplementedError) as error:  # the latter of a disk that knows no locks
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"can't write the demo data set to {root}: {reason}") from error
     _check(root, recipe)
     return root
 
 
+def _check_parent(parent: Path) -> None:
+    """Draw into no folder that is somebody's own. Hidden files don't count: systems leave such."""
+    names = sorted(path.name for path in parent.iterdir() if path.name[0] != ".") if parent.exists() else []
+    foreign = [name for name in names if not (parent / name / RECIPE_FILE).is_file()]
+    if foreign:
+        raise UserError(
+            f"Expected root of the demo data to be a folder for it alone, but {parent} holds {foreign[0]}; name "
+            "another folder, or take data@test_data=mvtec or =folder for images of your own"
+        )
+
+
+def _draw_alone(root: Path, recipe: Recipe) -> None:
+    """Draw while no other process does, unless one has just done so; what killed ones have left goes."""
+    lock = root.with_name(f".{root.name}.lock")
+    with FileLock(lock):  # it ends with its process, whatever ends that
+        try:
+            if not root.exists():
+                for left in root.parent.glob(f".{root.name}.*/"):
+                    shutil.rmtree(left, ignore_errors=True)
+                _draw_aside(root, recipe)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _draw_aside(root: Path, recipe: Recipe) -> None:
     """Draw into a hidden folder beside `root`, then rename it."""
-    root.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         write_images(aside, recipe)

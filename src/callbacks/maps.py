@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
+from datamodules.paths import below
 from src.files import write_bytes
 from src.models.method import Scores
 
@@ -51,14 +54,30 @@ class MapWriter(Callback):
 
 
 def map_names(images: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
-    """The file below `maps/` of each (category, image path). Of two that ask for one name the second is spelt out."""
+    """The file below `maps/` of each (category, image path), another one for each of them.
+
+    Of two that ask for one name the second is spelt out, and numbered if another image is called so.
+
+    Raises:
+        UserError: a name leads out of the folder.
+    """
     names: dict[tuple[str, str], Path] = {}
-    taken: set[Path] = set()
+    files: set[Path] = set()
+    folders: set[Path] = set()
     for category, image_path in images:
         source = Path(image_path)
-        name = Path(category, source.parent.name, f"{source.stem}.npy")
-        if name in taken:
-            name = category / source.with_name(f"{source.name}.npy")
-        taken.add(name)
+        usual = Path(category, source.parent.name, f"{source.stem}.npy")
+        numbered = (Path(category, f"{image_path}.{number}.npy") for number in count(2))
+        for name in chain([usual, Path(category, f"{image_path}.npy")], numbered):
+            as_stored = _as_stored(below(Path("maps"), name.as_posix(), "the name of a map"))
+            if as_stored not in files and as_stored not in folders and files.isdisjoint(as_stored.parents):
+                break
+        files.add(as_stored)
+        folders.update(as_stored.parents)
         names[category, image_path] = name
     return names
+
+
+def _as_stored(name: Path) -> Path:
+    """What a disk takes for the same name that ignores case, or writes accents in another way."""
+    return Path(unicodedata.normalize("NFC", str(name)).casefold())

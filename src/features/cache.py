@@ -90,7 +90,8 @@ class FeatureCache:
 
     def _key(self, data: AnomalyDataModule) -> str:
         """The key of a data set's features."""
-        return _hash({**self.identity, "image_size": data.image_size, "mean": list(data.mean), "std": list(data.std)})
+        images = {"image_size": data.image_size, "mean": list(data.mean), "std": list(data.std), "bits": data.bits}
+        return _hash({**self.identity, **images})
 
     def _fill(
         self,

@@ -47,6 +47,8 @@ class _Counts(NamedTuple):
     pixel_parts: int
     vanished_parts: int
     vanished_masks: int
+    empty_parts: int
+    empty_masks: int
 
 
 class BenchmarkMetrics(nn.Module):
@@ -65,6 +67,8 @@ class BenchmarkMetrics(nn.Module):
     Attributes:
         num_images: how many images of each category were seen, in this process.
         vanished_masks: of each category with labels and masks, how many masks are empty though the label is not.
+        empty_masks: of each category of which it is known, how many of such masks were empty from the start; they are
+            not among those that vanished.
         finished: the results of categories whose scores are gone.
 
     Raises:
@@ -94,6 +98,7 @@ class BenchmarkMetrics(nn.Module):
         """Forget all images."""
         self.num_images = dict.fromkeys(self.categories, 0)
         self.vanished_masks: dict[str, int] = {}
+        self.empty_masks: dict[str, int] = {}
         self.finished: dict[str, dict[str, float]] = {}
         for name in self.categories:
             self._forget(name)
@@ -106,6 +111,7 @@ class BenchmarkMetrics(nn.Module):
         label: Tensor | None = None,
         anomaly_map: Tensor | Sequence[Tensor] | None = None,
         mask: Tensor | Sequence[Tensor] | None = None,
+        mask_is_empty: Sequence[bool] | None = None,
     ) -> None:
         """Add a batch that may mix categories.
 
@@ -116,6 +122,8 @@ class BenchmarkMetrics(nn.Module):
             label: (B,) {0, 1}; without it there are no image metrics.
             anomaly_map: (B, H, W) floating point, finite, any range, or B maps (H_i, W_i).
             mask: {0, 1}, shapes as the maps; without it there are no pixel metrics.
+            mask_is_empty: B times whether an anomalous image has a mask that marks nothing at its own size either; None
+                if it is not known.
 
         Raises:
             ValueError: if a category is unknown or already complete, a mask comes without a map, a score is not finite,
@@ -135,6 +143,7 @@ class BenchmarkMetrics(nn.Module):
             "label": label,
             "anomaly_map": anomaly_map,
             "mask": mask,
+            "mask_is_empty": mask_is_empty,
         }
         for name, value in arguments.items():
             if value is not None and len(value) != len(category):
@@ -152,8 +161,11 @@ class BenchmarkMetrics(nn.Module):
                 if was_exact and not pixel_metrics.is_exact:
                     _warn_of_histogram(name)
                 if label is not None:
-                    vanished = sum(bool(label[row]) and not bool(mask[row].any()) for row in rows)
+                    empty = sum(mask_is_empty[row] for row in rows) if mask_is_empty else 0
+                    vanished = sum(bool(label[row]) and not bool(mask[row].any()) for row in rows) - empty
                     self.vanished_masks[name] = self.vanished_masks.get(name, 0) + vanished
+                    if mask_is_empty:
+                        self.empty_masks[name] = self.empty_masks.get(name, 0) + empty
             if self.num_images[name] == self.expected_images.get(name) and not is_shared():
                 self.finish(name)
 
@@ -162,13 +174,16 @@ class BenchmarkMetrics(nn.Module):
 
         A category has those of `METRIC_NAMES`, in [0, 1], that its data can give, the thresholds
         `image_F1Max_threshold` and `pixel_F1Max_threshold`, and, where labels and masks are there, `vanished_masks`:
-        the number of images labelled anomalous whose mask is empty at the evaluation size. A category whose pixel
+        the number of images labelled anomalous whose mask is empty at the evaluation size, and `empty_masks`: of those
+        whose mask was empty from the start, if that is known, which are not among the former. A category whose pixel
         metrics come from a histogram has `PIXEL_ERRORS` too: how far off each can be. The mean of a metric is over the
         categories that have it; a metric that none has is absent. Nothing is reset.
 
         Several processes get the same result, that of all their images; each of them has to call this.
         """
-        counts = summed(torch.tensor([self._counts(name) for name in self.categories]).reshape(-1, 5)).tolist()
+        counts = summed(
+            torch.tensor([self._counts(name) for name in self.categories]).reshape(-1, len(_Counts._fields))
+        ).tolist()
         categories = {
             name: self.finished[name] if name in self.finished else self._compute_category(name, _Counts(*own))
             for name, own in zip(self.categories, counts, strict=True)
@@ -194,6 +209,8 @@ class BenchmarkMetrics(nn.Module):
             len(pixel_metrics.normal_scores) + len(pixel_metrics.histogram),
             int(name in self.vanished_masks),
             self.vanished_masks.get(name, 0),
+            int(name in self.empty_masks),
+            self.empty_masks.get(name, 0),
         )
 
     def _compute_category(self, name: str, counts: _Counts) -> dict[str, float]:
@@ -208,6 +225,8 @@ class BenchmarkMetrics(nn.Module):
                 result |= pixel_metrics.compute()
         if counts.vanished_parts:
             result["vanished_masks"] = counts.vanished_masks
+        if counts.empty_parts:
+            result["empty_masks"] = counts.empty_masks
         _warn_of_errors(name, result)
         return result
 

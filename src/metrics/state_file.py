@@ -45,6 +45,8 @@ class StateHeader(TypedDict):
     memory_gb: float | None
     counts: dict[str, Counted]
     vanished_masks: dict[str, int]
+    empty_masks: dict[str, int]
+    empty_masks: dict[str, int]
 
 
 def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
@@ -69,6 +71,7 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
         "memory_gb": metrics.memory_gb,
         "counts": counts,
         "vanished_masks": metrics.vanished_masks,
+        "empty_masks": metrics.empty_masks,
     }
     write_tensors(path, tensors, {_HEADER: json.dumps(header)})
 
@@ -123,8 +126,9 @@ def _add(metrics: BenchmarkMetrics, name: str, tensors: Mapping[str, Tensor], he
                 getattr(metric, state).append(tensors[state])
     metrics.metrics_of(name)[1].limit_memory()
     metrics.num_images[name] += header["counts"][name]["images"]
-    if name in header["vanished_masks"]:
-        metrics.vanished_masks[name] = metrics.vanished_masks.get(name, 0) + header["vanished_masks"][name]
+    for own, more in ((metrics.vanished_masks, header["vanished_masks"]), (metrics.empty_masks, header["empty_masks"])):
+        if name in more:
+            own[name] = own.get(name, 0) + more[name]
 
 
 def _tensors_of(file: Any, index: int, counts: Counted, path: Path) -> dict[str, Tensor]:
@@ -189,6 +193,9 @@ def _header_of(file: Any, path: Path) -> StateHeader:
         raise UserError(f"expected the state of a shard's metrics in {path}, but it holds other tensors")
     header = parsed(metadata[_HEADER], StateHeader, path)
     names = header["categories"]
-    if list(header["counts"]) != names or not header["vanished_masks"].keys() <= header["counts"].keys():
+    if (
+        list(header["counts"]) != names
+        or not {*header["vanished_masks"], *header["empty_masks"]} <= header["counts"].keys()
+    ):
         raise damaged(path, "its header does not count each category once")
     return header

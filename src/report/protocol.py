@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
+from src.files import sha256_of
 from src.results import DataUse
 
 
@@ -28,11 +31,31 @@ def describe_use(data: AnomalyDataModule) -> DataUse:
     )
 
 
-def shared_categories(train_data: AnomalyDataModule, test_data: AnomalyDataModule) -> list[str]:
-    """Categories of the test data of which images are training images too, as files."""
-    training_images = {record.image_path.resolve() for record in train_data.records}
-    shared = [record.category for record in test_data.records if record.image_path.resolve() in training_images]
-    return list(dict.fromkeys(shared))
+class SharedImage(NamedTuple):
+    """Two files with the same content: a training image, and an image that is tested."""
+
+    trained: str
+    tested: str
+
+
+def shared_categories(train_data: AnomalyDataModule, test_data: AnomalyDataModule) -> dict[str, SharedImage]:
+    """Categories of the test data of which images are training images too, under whatever name: the first of each.
+
+    Files of one content have one size, so that only files of equal sizes are read.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for record in train_data.records:
+        by_size.setdefault(record.image_path.stat().st_size, []).append(record.image_path)
+    hash_of = cache(sha256_of)
+    shared: dict[str, SharedImage] = {}
+    for record in test_data.records:
+        candidates = by_size.get(record.image_path.stat().st_size, ())
+        if record.category not in shared and candidates:
+            content = hash_of(record.image_path)
+            same = next((path for path in candidates if hash_of(path) == content), None)
+            if same is not None:
+                shared[record.category] = SharedImage(str(same), str(record.image_path))
+    return shared
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class Protocol:
         trainable: whether the model has anything to train.
         trained_on: what it is or was trained on; None if nothing is trained, or if a checkpoint does not say.
         tested_on: the benchmark.
-        shared: tested categories of which images are among the training images, under whatever name.
+        shared: tested categories of which images are among the training images, and one of these.
         shortcuts: settings under which less is trained or tested than these data hold.
         tests: whether the benchmark is tested at all, after training.
         trained_under: such settings of an earlier training.
@@ -52,7 +75,7 @@ class Protocol:
     trainable: bool
     trained_on: DataUse | None
     tested_on: DataUse
-    shared: Sequence[str] = ()
+    shared: Mapping[str, SharedImage] = field(default_factory=dict)
     shortcuts: Sequence[str] = ()
     tests: bool = True
     trained_under: Sequence[str] = ()
@@ -81,10 +104,11 @@ class Protocol:
             UserError: there is leakage.
         """
         if self.leaked:
+            images = [f"{tested} is the training image {trained}" for trained, tested in self.shared.values()]
             raise UserError(
                 f"{len(self.leaked)} tested categories of {self.tested_on['title']} belong to the training data too "
-                f"({', '.join(self.leaked)}), so the result would not be zero-shot; train on another data set or other "
-                "categories, or set allow_leakage=true"
+                f"({'; '.join([', '.join(self.leaked), *images[:1]])}), so the result would not be zero-shot; train on "
+                "another data set or other categories, or set allow_leakage=true"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -94,6 +118,7 @@ class Protocol:
             "trained_on": self.trained_on,
             "tested_on": self.tested_on,
             "leaked_categories": self.leaked,
+            "shared_images": {name: image._asdict() for name, image in self.shared.items()},
             "cut_short_by": list(self.shortcuts),
             "training_cut_short_by": list(self.trained_under),
         }

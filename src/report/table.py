@@ -57,9 +57,14 @@ def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
 
 def _notes(result: BenchmarkResult) -> str:
     notes = ["in percent"]
-    vanished = sum(int(metrics.get("vanished_masks", 0)) for metrics in result["categories"].values())
+    vanished, empty = (
+        sum(int(metrics.get(key, 0)) for metrics in result["categories"].values())
+        for key in ("vanished_masks", "empty_masks")
+    )
     if vanished:
         notes.append(f"{vanished} masks vanish at the evaluation size (see test_data.eval_size)")
+    if empty:
+        notes.append(f"{empty} masks of anomalous images are empty on disk")
     bounded = [name for name, metrics in result["categories"].items() if any(key.endswith("_error") for key in metrics)]
     if bounded:
         notes.append(f"pixel metrics of {', '.join(bounded)} come from a histogram: pixel_*_error bounds their errors")

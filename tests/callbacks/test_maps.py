@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from src.callbacks.maps import MapWriter
+from datamodules.errors import UserError
+from src.callbacks.maps import MapWriter, map_names
 from src.models.method import Scores
 from tests.callbacks.helpers import Stage, batch_of, give
 
@@ -74,3 +77,42 @@ def test_images_that_ask_for_one_name_are_both_kept(paths: list[str], second: st
 def test_an_image_beside_the_root_has_no_folder(tmp_path: Path) -> None:
     give(MapWriter(tmp_path, [("photos", "a.png")]), "predict", scores(1), batch_of("photos", ["a.png"]))
     assert list(files(tmp_path)) == ["maps/photos/a.npy"]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["a/b/x.jpg", "a/b/x.png.png", "b/x.png"],
+        ["x.png", "d/x.npy/y.png"],  # the first one's map has the name of the second one's folder
+        ["d/x.npy/y.png", "x.png"],
+    ],
+    ids=["three names", "file, then folder", "folder, then file"],
+)
+def test_each_image_has_a_map_of_its_own_whatever_the_names(paths: list[str], tmp_path: Path) -> None:
+    writer = MapWriter(tmp_path, [("photos", path) for path in paths])
+    for level, path in enumerate(paths):
+        give(writer, "predict", scores(level), batch_of("photos", [path]))
+    assert sorted(own[0, 0] for own in files(tmp_path).values()) == list(range(len(paths)))
+
+
+@pytest.mark.parametrize("second", ["x/A.png", "x/A\u0308.png"])
+def test_names_that_a_disk_may_take_for_one_are_apart(second: str, tmp_path: Path) -> None:
+    first = "x/a.png" if second == "x/A.png" else "x/\u00c4.png"
+    names = map_names([("photos", first), ("photos", second)])
+    assert names["photos", first].name == f"{Path(first).stem}.npy"
+    assert names["photos", second].name == f"{Path(second).name}.npy"
+
+
+@pytest.mark.parametrize(("category", "path"), [("../../x", "a.png"), ("/tmp/x", "a.png"), ("x", "../a.png")])
+def test_no_map_is_written_outside(category: str, path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"path below maps, without '\.\.', but got"):
+        MapWriter(tmp_path / "run", [(category, path)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["a", "A", "b.npy", "x", "x.png"]), min_size=1, max_size=3), unique_by=tuple))
+def test_no_two_images_ever_share_a_map(parts: list[list[str]]) -> None:
+    images = [("x", "/".join([*folders, f"{name}.png"])) for *folders, name in parts]
+    names = [str(name).casefold() for name in map_names(images).values()]
+    assert len(set(names)) == len(images)
+    assert not any(other.startswith(f"{name}/") for name in names for other in names)

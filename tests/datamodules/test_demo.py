@@ -1,6 +1,9 @@
 """The demo data set: the same images for the same seed, exact masks, never half a data set, and not too easy."""
 
 import json
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +114,46 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
     (tmp_path / f".{TINY.folder_name()}.left").mkdir()  # what a kill -9 leaves is never taken for the data set
     assert (demo_data(tmp_path, TINY) / "nut" / "test").is_dir()
+
+
+def test_what_a_killed_drawing_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(root: Path, recipe: Recipe) -> None:
+        (root / "wood").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(generate, "write_images", killed)
+        demo_data(tmp_path, TINY)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    assert (demo_data(tmp_path, TINY) / "nut" / "test").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [TINY.folder_name()]
+
+
+def test_a_living_drawing_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings: list[Path] = []
+
+    def slow(root: Path, recipe: Recipe) -> None:
+        drawings.append(root)
+        time.sleep(0.3)
+        (root / "wood").mkdir()
+
+    monkeypatch.setattr(generate, "write_images", slow)
+    with ThreadPoolExecutor(3) as executor:
+        roots = list(executor.map(lambda _: demo_data(tmp_path, TINY), range(3)))
+    assert len(drawings) == 1
+    assert [(root / "wood").is_dir() for root in roots] == [True] * 3
+
+
+@pytest.mark.parametrize("mine", ["photo.jpg", "sub/photo.jpg"])
+def test_nothing_is_drawn_into_a_folder_of_somebodys_own(mine: str, tmp_path: Path) -> None:
+    (tmp_path / mine).parent.mkdir(exist_ok=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(UserError, match=rf"a folder for it alone, but {tmp_path} holds {mine.split('/')[0]}"):
+        demo_data(tmp_path, TINY)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / mine]
 
 
 def test_several_at_once_end_with_one_whole_data_set(

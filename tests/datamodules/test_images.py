@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,3 +151,55 @@ def test_1_bit_and_16_bit_masks(tmp_path: Path) -> None:
         mask = load_mask(tmp_path / name)
         assert mask.dtype == np.uint8
         assert np.array_equal(mask, STRIPES)
+
+
+# Depth
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_12_bits_in_16_are_scaled_if_the_data_set_says_so(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(np.array([[0, 2048, 4095]], dtype=np.uint16)).save(tmp_path / f"a.{suffix}")
+    told: list[str] = []
+    assert load_image(tmp_path / f"a.{suffix}", 12, told.append)[0, :, 1].tolist() == [0, 128, 255]
+    assert load_image(tmp_path / f"a.{suffix}", 16, told.append)[0, :, 1].tolist() == [0, 8, 16]
+    assert told == []
+    assert load_image(tmp_path / f"a.{suffix}", warn=told.append)[0, :, 1].tolist() == [0, 8, 16]
+    assert len(told) == 1
+    assert "largest value is 4095" in told[0]
+    assert "set bits=12" in told[0]
+
+
+def test_16_bits_that_are_used_need_no_warning(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 4096]], dtype=np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(GREY // 20).save(tmp_path / "b.png")  # dark, but of 8 bits
+    told: list[str] = []
+    for name in ("a.png", "b.png"):
+        load_image(tmp_path / name, warn=told.append)
+    assert told == []
+
+
+def test_values_beyond_the_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 4096]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"bits=12, so values of at most 4095, but .*a\.png holds 4096; correct bits"):
+        load_image(tmp_path / "a.png", 12)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits(tmp_path: Path, suffix: str, channels: int) -> None:
+    colours = np.full((2, 5, channels), 65535, dtype=np.uint16)
+    colours[..., :3] = [4095, 2048, 16]  # blue, green, red
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), colours)
+    told: list[str] = []
+    assert load_image(path, 12)[0, 0].tolist() == [1, 128, 255]
+    assert load_image(path, warn=told.append)[0, 0].tolist() == [0, 8, 16]
+    assert len(told) == 1
+    assert load_mask(path).all()
+    colours[..., :3] = [0, 0, 1]
+    assert cv2.imwrite(str(path), colours)
+    assert load_mask(path).all()  # the upper half of its bits is 0
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="could not decode"):
+        load_image(path)

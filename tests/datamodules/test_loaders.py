@@ -1,6 +1,8 @@
 """Loaders: what is in a batch, options, reproducible augmentation, errors from workers."""
 
 import shutil
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def test_batches(mvtec_root: Path) -> None:
     found = batches(mvtec(mvtec_root).test_dataloader())
     assert [len(batch["image"]) for batch in found] == [4, 4, 2]
     first = found[0]
-    assert set(first) == {"image", "mask", "label", "category", "image_path"}
+    assert set(first) == {"image", "mask", "mask_is_empty", "label", "category", "image_path"}
     assert (first["image"].shape, first["image"].dtype) == ((4, 3, 16, 16), torch.float32)
     assert (first["mask"].shape, first["mask"].dtype) == ((4, 16, 16), torch.uint8)
     assert first["label"].dtype == torch.int64
@@ -320,3 +322,50 @@ def test_a_new_data_set_is_two_methods(photos: Path) -> None:
     batch = batches(Cups(photos, image_size=8, num_workers=0).test_dataloader())[0]
     assert batch["category"] == ["bad", "bad", "ok", "ok"]
     assert batch["label"].tolist() == [1, 1, 0, 0]
+
+
+# Depth of images
+
+
+def deep(photos: Path, **options: Any) -> Folder:
+    """All four images of one category have 12 bits in 16."""
+    for path in (photos / "ok").rglob("*.*"):
+        path.unlink()
+    for number in range(8):
+        Image.fromarray(np.full(SIZE, 4095, np.uint16)).save(photos / f"ok/{number}.png")
+    return Folder(photos / "ok", **{"image_size": 8, "batch_size": 1, "num_workers": 0, **options})
+
+
+def test_bits_of_the_data_set_reach_the_images(photos: Path) -> None:
+    for bits, level in ((12, 1.0), (16, 16 / 255), (14, 64 / 255)):
+        data = deep(photos, bits=bits)
+        data.mean, data.std = (0, 0, 0), (1, 1, 1)
+        assert batches(data.test_dataloader())[0]["image"].unique().tolist() == pytest.approx([level])
+    with pytest.raises(UserError, match=r"bits to be a number from 8 to 16, or null, but got 4"):
+        _ = deep(photos, bits=4).records
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_dark_images_are_told_once(photos: Path, workers: int, capfd: pytest.CaptureFixture[str]) -> None:
+    data = deep(photos, num_workers=workers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr, flush=True)  # not into pytest's list
+        batches(data.test_dataloader())
+        batches(data.test_dataloader())
+    assert capfd.readouterr().err.count("set bits=12 of the data set") == 1
+
+
+def test_masks_that_are_empty_on_disk_are_told_from_those_that_vanish(mvtec_root: Path) -> None:
+    folder = mvtec_root / "bottle/ground_truth/scratch"
+    save_mask(folder / "000_mask.png", columns=0)
+    save_mask(folder / "001_mask.png", columns=1, size=(20, 30))  # less than half of a pixel of 8
+    data = mvtec(mvtec_root, image_size=8, batch_size=5, categories=["bottle"])
+    (first,) = batches(data.test_dataloader())
+    assert first["image_path"][3:] == ["bottle/test/scratch/000.png", "bottle/test/scratch/001.png"]
+    assert first["mask"].any(dim=(1, 2)).tolist() == [True, False, False, False, False]
+    assert first["mask_is_empty"] == [False, False, False, True, False]
+    # Where masks and features are stored, too.
+    data.stored["test"] = {record: {"mask": mask} for record, mask in zip(data.records, first["mask"], strict=True)}
+    (stored,) = batches(data.test_dataloader())
+    assert stored["mask_is_empty"] == first["mask_is_empty"]

@@ -147,3 +147,44 @@ def test_real_excerpt(real_data: Path) -> None:
     }
     assert len(data.missing_categories) == 13
     assert len(MVTec(real_data / "mvtec", split="train").records) == 12
+
+
+def test_a_loop_below_a_defect_counts_nothing_twice(mvtec_root: Path) -> None:
+    expected = MVTec(mvtec_root).records
+    (mvtec_root / "bottle/test/good/loop").symlink_to("../../..")  # to all of the data set
+    (mvtec_root / "bottle/test/all_of_it").symlink_to("..")
+    assert MVTec(mvtec_root).records == expected
+
+
+def test_a_defect_that_is_linked_into_good_is_refused(mvtec_root: Path) -> None:
+    (mvtec_root / "bottle/test/good/002.png").symlink_to("../broken/000.png")
+    with pytest.raises(
+        UserError, match=r"broken/000\.png \(bottle, anomalous\) and .*good/002\.png \(bottle, normal\)"
+    ):
+        _ = MVTec(mvtec_root).records
+
+
+def test_two_suffixes_and_one_mask_are_refused(mvtec_root: Path) -> None:
+    save_image(mvtec_root / "bottle/test/broken/000.jpg", seed=77)
+    with pytest.raises(UserError, match=r"broken/000\.jpg and .*broken/000\.png share .*000_mask\.png"):
+        _ = MVTec(mvtec_root).records
+
+
+def test_a_category_under_two_names_is_refused(mvtec_root: Path) -> None:
+    (mvtec_root / "bottle_again").symlink_to("bottle")
+    with pytest.raises(UserError, match=r"bottle_again, anomalous.* are one file"):
+        _ = MVTec(mvtec_root).records
+    assert len(MVTec(mvtec_root, ["bottle_again"]).records) == 5
+
+
+def test_masks_that_are_links_to_one_file_are_kept(mvtec_root: Path) -> None:
+    (mvtec_root / "bottle/ground_truth/scratch/001_mask.png").unlink()
+    (mvtec_root / "bottle/ground_truth/scratch/001_mask.png").symlink_to("000_mask.png")
+    assert sum(record.mask_path is not None for record in MVTec(mvtec_root, ["bottle"]).records) == 3
+
+
+def test_categories_by_number(mvtec_root: Path) -> None:
+    (mvtec_root / "bottle").rename(mvtec_root / "7")
+    assert MVTec(mvtec_root, [7]).category_names == ["7"]  # type: ignore[list-item] # as Hydra reads it
+    with pytest.raises(UserError, match=r"each of categories to be text, but got \['7'\]"):
+        _ = MVTec(mvtec_root, [["7"]]).category_names  # type: ignore[list-item]

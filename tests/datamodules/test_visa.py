@@ -116,3 +116,47 @@ def test_real_excerpt(real_data: Path) -> None:
         "macaroni1": (20, 20),
     }
     assert len(VisA(real_data / "visa", split="train").records) == 20
+
+
+@pytest.mark.parametrize("name", ["../outside.JPG", "{root}/pcb1/Data/Images/Anomaly/001.JPG", "pcb1/../../x.JPG"])
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_files_of_the_rows_stay_below_the_root(visa_root: Path, column: str, name: str) -> None:
+    folder, suffix = ("Images", "JPG") if column == "image" else ("Masks", "png")
+    (visa_root.parent / "outside.JPG").write_bytes(b"")
+    edit(visa_root, f"pcb1/Data/{folder}/Anomaly/001.{suffix}", name.format(root=visa_root))
+    with pytest.raises(UserError, match=rf"column {column} of .*1cls\.csv to be a path below .*visa, without '\.\.'"):
+        _ = VisA(visa_root).records
+
+
+def test_categories_of_the_rows_stay_below_the_root(visa_root: Path) -> None:
+    (visa_root.parent / "x").mkdir()
+    for name in ("../x", str(visa_root.parent / "x")):
+        edit(visa_root, "pcb1,test", f"{name},test")
+        with pytest.raises(UserError, match=r"a category to be a path below .*visa, without '\.\.'"):
+            _ = VisA(visa_root).records
+        edit(visa_root, f"{name},test", "pcb1,test")
+
+
+def test_rows_that_repeat_are_refused(visa_root: Path) -> None:
+    row = "pcb1,test,normal,pcb1/Data/Images/Normal/0003.JPG,\n"
+    edit(visa_root, row, 10 * row)
+    with pytest.raises(UserError, match=r"each image once, but .*pcb1/Data/Images/Normal/0003\.JPG is there 10 times"):
+        _ = VisA(visa_root).records
+
+
+def test_rows_that_contradict_each_other_are_refused(visa_root: Path) -> None:
+    image = "pcb1/Data/Images/Normal/0003.JPG"
+    edit(visa_root, f"pcb1,test,normal,{image},\n", f"pcb1,test,normal,{image},\npcb1,test,anomaly,{image},\n")
+    with pytest.raises(UserError, match=r"each image once, but .*0003\.JPG is there 2 times"):
+        _ = VisA(visa_root).records
+
+
+def test_nul_and_columns_that_are_there_twice(visa_root: Path) -> None:
+    path = visa_root / "split_csv/1cls.csv"
+    text = path.read_text()
+    path.write_text(text.replace("object,split,label,image,mask", "object,split,label,image,mask,label"))
+    with pytest.raises(UserError, match=r"1cls\.csv, but label is there twice"):
+        _ = VisA(visa_root).records
+    path.write_text(text.replace("pcb1,test", "pcb1,te\0st"))
+    with pytest.raises(UserError, match=r"1cls\.csv to be a CSV file .*NUL"):
+        _ = VisA(visa_root).records

@@ -67,6 +67,7 @@ def draw() -> dict[str, Any]:
         "label": label,
         "anomaly_map": anomaly_map,
         "mask": mask,
+        "mask_is_empty": [i == 8 for i in range(17)],
     }
 
 

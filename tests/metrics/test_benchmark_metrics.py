@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.metrics import METRIC_NAMES, BenchmarkMetrics, ImageMetrics, PixelMetrics
+from src.metrics import METRIC_NAMES, BenchmarkMetrics, ImageMetrics, PixelMetrics, merge_states, write_state
 
 CATEGORIES = ["screw", "bottle", "type.a", "keys"]  # the last two are names that nn.ModuleDict refuses
 THRESHOLDS = {"image_F1Max_threshold", "pixel_F1Max_threshold"}
@@ -108,6 +108,22 @@ def test_vanished_masks_are_counted_per_category():
     counts = {name: values["vanished_masks"] for name, values in evaluate(batch)["categories"].items()}
     assert counts == {"screw": 1, "bottle": 0, "type.a": 2}
     assert all(type(count) is int for count in counts.values())
+
+
+def test_masks_that_were_empty_before_are_counted_apart(tmp_path):
+    batch = draw()
+    assert (batch["label"][3:6] == 1).all()
+    batch["mask"][[3, 5, 11]] = 0
+    batch["mask_is_empty"] = [i in (3, 11) for i in range(24)]
+    result = evaluate(batch)
+    for key, expected in (("vanished_masks", [0, 0, 1]), ("empty_masks", [1, 0, 1])):
+        assert [values[key] for values in result["categories"].values()] == expected
+    parts = [tmp_path / "first", tmp_path / "second"]
+    for path, rows in zip(parts, (range(10), range(10, 24)), strict=True):
+        metrics = BenchmarkMetrics(CATEGORIES)
+        metrics.update(**rows_of(batch, list(rows)))
+        write_state(metrics, path)
+    assert merge_states(parts).compute() == result
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24])

@@ -10,7 +10,7 @@ import pytest
 from datamodules.errors import UserError
 from datamodules.folder import Folder
 from datamodules.mvtec import MVTec
-from src.report.protocol import DataUse, Protocol, describe_use
+from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
 from tests.datamodules.helpers import save_image
 
 
@@ -98,6 +98,7 @@ def test_description_holds_line_and_leakage() -> None:
         "trained_on": part("visa", "candle"),
         "tested_on": use(),
         "leaked_categories": ["candle"],
+        "shared_images": {},
         "cut_short_by": [],
         "training_cut_short_by": [],
     }
@@ -156,3 +157,40 @@ def test_own_images_are_whole(tmp_path: Path) -> None:
     data.setup("predict")
     described = describe_use(data)
     assert (described["title"], described["images"], described["is_whole"]) == ("photos", 1, True)
+
+
+# Leakage through copies
+
+
+@pytest.fixture
+def trained_and_tested(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders of bitmaps, all of one size."""
+    for number in range(6):
+        save_image(tmp_path / ("trained" if number < 3 else "tested") / f"{number}.bmp", seed=number)
+    return tmp_path / "trained", tmp_path / "tested"
+
+
+@pytest.mark.parametrize("way", ["copy", "hard link", "symbolic link"])
+def test_images_of_one_content_leak_under_any_name(trained_and_tested: tuple[Path, Path], way: str) -> None:
+    trained, tested = trained_and_tested
+    source, other = tested / "4.bmp", trained / "sub" / "another.png"
+    assert shared_categories(Folder(trained), Folder(tested)) == {}
+    other.parent.mkdir()
+    if way == "copy":
+        other.write_bytes(source.read_bytes())
+    else:
+        other.hardlink_to(source) if way == "hard link" else other.symlink_to(source)
+    shared = shared_categories(Folder(trained), Folder(tested))
+    assert shared == {"tested": (str(other), str(source))}
+    protocol = Protocol(True, describe_use(Folder(trained)), describe_use(Folder(tested)), shared)
+    assert protocol.leaked == ["tested"]
+    assert protocol.describe()["shared_images"] == {"tested": {"trained": str(other), "tested": str(source)}}
+    with pytest.raises(UserError, match=rf"\(tested; {source} is the training image {other}\), .*allow_leakage"):
+        protocol.refuse_leakage()
+
+
+def test_only_images_of_equal_sizes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(tmp_path / "trained/a.bmp", seed=0)
+    save_image(tmp_path / "tested/a.bmp", seed=0, size=(5, 5))
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("an image was read"))
+    assert shared_categories(Folder(tmp_path / "trained"), Folder(tmp_path / "tested")) == {}

@@ -49,6 +49,12 @@ def test_notes_say_what_vanished_and_which_means_are_partial(capsys: pytest.Capt
     )
 
 
+def test_notes_say_which_masks_were_empty_from_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    categories = {"bottle": {"image_AP": 1.0, "vanished_masks": 0, "empty_masks": 2}}
+    notes = printed({"mean": {"image_AP": 1.0}, "categories": categories}, capsys)[-1]
+    assert notes == "in percent; 2 masks of anomalous images are empty on disk"
+
+
 def test_vanished_masks_are_added_over_the_categories(capsys: pytest.CaptureFixture[str]) -> None:
     categories = {name: {"image_AP": 1.0, "vanished_masks": count} for name, count in (("a", 3), ("b", 4))}
     notes = printed({"mean": {"image_AP": 1.0}, "categories": categories}, capsys)[-1]
