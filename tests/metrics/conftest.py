@@ -45,6 +45,6 @@ def slow_aupro(maps: list[np.ndarray], masks: list[np.ndarray], max_fpr: float =
     return area / max_fpr
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def brute_force_aupro() -> Callable[..., float]:
     return slow_aupro

@@ -217,8 +217,29 @@ def test_single_metric_classes(metric_class):
     assert metric.compute().isnan()
 
 
+@pytest.mark.parametrize("bad", [[255, 0], [2, 1], [-1, 1], [-1.0, 0.0], [0.5, 1.0], [1.0, float("nan")], [255]])
+def test_targets_other_than_0_and_1_are_refused(bad):
+    metric = AUROC()
+    with pytest.raises(ValueError, match="Expected argument `targets` to hold only 0 and 1"):
+        metric.update(torch.rand(len(bad)), torch.tensor(bad))
+    assert metric.anomalous_scores == metric.normal_scores == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_an_empty_batch_changes_nothing(dtype):
+    metric = AUROC()
+    metric.update(torch.rand(0), torch.zeros(0, dtype=dtype))
+    metric.update(torch.tensor([0.5, 0.25]), torch.tensor([1, 0], dtype=dtype))
+    metric.update(torch.rand(0), torch.zeros(0, dtype=dtype))
+    assert metric.compute() == 1
+
+
 def test_single_metric_classes_refuse_targets_that_are_no_truth():
     with pytest.raises(ValueError, match="Expected argument `targets` to hold only 0 and 1"):
         AUROC().update(torch.rand(2), torch.tensor([0, 255]))
     with pytest.raises(ValueError, match="`targets` to have the shape of `scores`"):
         AUROC().update(torch.rand(2), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match="`targets` to be a tensor of 0 and 1, but got ndarray"):
+        AUROC().update(torch.rand(2), np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"`targets` to be a tensor of 0 and 1, but got torch\.complex64"):
+        AUROC().update(torch.rand(2), torch.tensor([0, 1j]))

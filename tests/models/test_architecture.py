@@ -121,6 +121,20 @@ def test_image_size_overrides_the_configurations() -> None:
     assert (architecture.image_size, architecture.grid_size) == (518, 37)
 
 
+@pytest.mark.parametrize("measure", ["layers", "patch_size", "image_size"])
+def test_measures_must_be_positive(measure: str) -> None:
+    for value in (0, -8, 8.0):
+        with pytest.raises(UserError, match=rf"backbone tiny: {measure} must be one positive number, but got {value}$"):
+            read_architecture("tiny", tiny_config(**{measure: value}))
+    with pytest.raises(UserError, match=r"image_size must be one positive number, but got 0$"):
+        read_architecture("tiny", tiny_config(), 0)
+
+
+def test_patches_of_one_pixel_and_the_default_blocks_are_plain() -> None:
+    config = tiny_config(patch_size=1, image_size=1, block_type="default", pool_type="tok", qk_norm=False)
+    assert read_architecture("tiny", config).grid_size == 1
+
+
 def test_images_and_patches_must_be_square() -> None:
     with pytest.raises(UserError, match=r"image_size must be one positive number, but got \[32, 64\]"):
         read_architecture("tiny", tiny_config(image_size=[32, 64]))
@@ -131,6 +145,12 @@ def test_images_and_patches_must_be_square() -> None:
 @pytest.mark.parametrize("layers", [[], [0], [-1, 3], [3, 6, 9, 13]])
 def test_feature_layers_out_of_range(layers: list[int]) -> None:
     with pytest.raises(UserError, match=r"model\.feature_layers.*from 1 to 12 for ViT-B-32"):
+        check_feature_layers(layers, read("ViT-B-32"))
+
+
+@pytest.mark.parametrize("layers", [3, "3", None, [3.0, 6.0], ["3"]])
+def test_feature_layers_are_a_list_of_numbers(layers: Any) -> None:
+    with pytest.raises(UserError, match=r"must be a list of block numbers from 1 to 12 for ViT-B-32, but got"):
         check_feature_layers(layers, read("ViT-B-32"))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, inf, log, nan
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from src.models.losses import segmentation_loss
+from datamodules.errors import UserError
+from src.models.losses import check_loss_weights, segmentation_loss
 
 SURE = 200.0  # a margin that is a probability of 1
 
@@ -104,3 +106,14 @@ def test_gradients_are_the_numerical_ones_and_point_to_the_mask() -> None:
     anomalous = mask[:, None].expand_as(gradient)
     assert (gradient[anomalous == 1] < 0).all()
     assert (gradient[anomalous == 0] > 0).all()
+
+
+@pytest.mark.parametrize("weights", [(1, 1.0), (0, 0.5), (2, 0)])
+def test_a_weight_may_be_0_beside_another(weights: tuple[float, float]) -> None:
+    check_loss_weights(focal=weights[0], dice=weights[1])
+
+
+@pytest.mark.parametrize("weights", [(0, 0.0), (-1e-9, 1), (1, -1), (1, inf), (nan, 1), ("1", 1), (1, None)])
+def test_weights_that_no_loss_can_have_are_refused(weights: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match=r"must be 0 or more, and not all 0, but got model\.focal=.*, model\.dice="):
+        check_loss_weights(focal=weights[0], dice=weights[1])

@@ -136,6 +136,11 @@ def test_sdp_has_no_loss(tiny: Backbone) -> None:
 def test_settings_out_of_range_are_refused(tiny: Backbone) -> None:
     with pytest.raises(UserError, match=r"smoothing_sigma must be 0 or more pixels, but got -1"):
         build(SDP, tiny, sigma=-1)
+    for sigma in (float("inf"), float("nan"), "8"):
+        with pytest.raises(UserError, match=rf"smoothing_sigma must be 0 or more pixels, but got {sigma}"):
+            build(SDP, tiny, sigma=sigma)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"weights of the losses must be 0 or more, .*model\.dice_weight=-1"):
+        SDPPlus(tiny, PROMPTS, LAYERS, "reference", 8, "mean", dice_weight=-1)
     with pytest.raises(UserError, match=r"model\.representative must be one of mean, .*'median'"):
         SDP(tiny, PROMPTS, LAYERS, "reference", 8, "median")
 

@@ -44,6 +44,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     hosts: list[str] = []
 
     def refuse(address: tuple[str, int], *_: Any, **__: Any) -> NoReturn:
+        assert address[1] == 443
         hosts.append(address[0])
         raise OSError("no route to host")
 

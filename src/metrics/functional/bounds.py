@@ -26,8 +26,10 @@ def auroc_error(curve: Curve) -> float | None:
 def average_precision_error(curve: Curve) -> float | None:
     """The larger distance to two bounds; None if a class is missing.
 
-    At best all anomalous scores of a bin tie, above its normal ones. At worst they lie apart below them: tp / (tp + fp)
-    is concave in tp, so its mean over them is at least that of the first and the last.
+    At best all anomalous scores of a bin tie, above its normal ones. At worst they lie apart below them. As
+    tp / (tp + fp) is concave in tp, its mean over them is at least that of the first and the last, and at least the
+    mean integral that reaches half a step beyond both. The first is exact for one or two scores and the second nearly
+    so for many; the bound is at most 5 % above what the worst order does.
     """
     value = average_precision(curve)
     if value is None:
@@ -36,7 +38,8 @@ def average_precision_error(curve: Curve) -> float | None:
     part = (tp1 - tp0) / curve.num_anomalous  # (T,)
     best = part * tp1 / (tp1 + fp0)
     first, last = (tp0 + 1) / (tp0 + 1 + fp1), tp1 / (tp1 + fp1)
-    worst = part * (first + last) / 2
+    integral = 1 - fp1 / (tp1 - tp0) * torch.log1p((tp1 - tp0) / (tp0 + 0.5 + fp1))
+    worst = part * torch.maximum((first + last) / 2, integral)
     return max(float(best.sum()) - value, value - float(worst.sum()))
 
 

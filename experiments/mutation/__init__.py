@@ -1,0 +1,1 @@
+"""Which changes of one token the tests see."""
