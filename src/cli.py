@@ -5,6 +5,7 @@ Nothing heavy is imported before the configuration is composed: help and a missp
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -160,6 +161,7 @@ def _try(name: str, config: DictConfig) -> float | None:
         print(f"trial {trial.number} stays failed: the search has gone on from there", flush=True)
         return None
     write_trial(trial)
+    gc.collect()  # Lightning's objects refer to each other, so the last trial's model would stay beside this one's
     try:
         score = run_in_new_process(name) if starts_processes(config.trainer) else _run(name, config)
     except Exception as error:

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.errors import UserError
 from src.cli import CONF
 from src.config import validate
+from tests.cli import Cli, golden_backbone
+from tests.golden_reference import Golden
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
 COMMANDS = ("train", "eval", "predict")
@@ -134,6 +136,53 @@ def test_mistakes_that_compose_are_refused(override: str, expected: str) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+callbacks.x._target_=shutil.copyfile", "callbacks.x._target_"),
+        ("+callbacks.x._target_=hydra.utils.get_method", "callbacks.x._target_"),
+        ("+callbacks.x._target_=hydra.utils.log.error", "callbacks.x._target_"),
+        ("+callbacks.x._target_=src.models.sdp.SDP", "lightning.Callback"),
+        ("+callbacks.x._target_=antigravity", "package.module.Class"),
+        ("+callbacks.x._target_=antigravity.x", "Python's own"),
+        ("+callbacks.x._target_='no name.at all'", "package.module.Class"),
+        ("+callbacks.x._target_=[lightning.Callback]", "package.module.Class"),
+        ("+callbacks.x._target_=null", "package.module.Class"),
+        ("+callbacks.x={}", "callbacks.x"),
+        ("+callbacks.x=[{_target_:lightning.Callback}]", "callbacks.x"),
+        ("+callbacks._target_=lightning.Callback", "callbacks._target_"),
+        ("+callbacks.x={_target_:lightning.Callback,_partial_:true}", "callbacks.x._partial_"),
+        ("model._target_=torch.nn.Linear", "src.models.method.Method"),
+        ("prompts._target_=src.models.sdp.SDP", "src.models.prompts.Prompts"),
+        ("test_data._target_=datamodules.dataset.AnomalyDataset", "datamodules.base.AnomalyDataModule"),
+        ("optimizer._target_=torch.nn.Linear", "torch.optim.Optimizer"),
+        ("optimizer._partial_=false", "optimizer._partial_"),
+        ("trainer._target_=lightning.Callback", "lightning.Trainer"),
+        ("+logger.x._target_=lightning.Callback", "Logger"),
+        ("+model.own={_target_:subprocess.Popen,args:[true]}", "model.own._target_"),
+        ("+model.own=[{deep:[{_target_:subprocess.Popen,args:[true]}]}]", "model.own.0.deep.0._target_"),
+        ("+model._args_=[{_target_:subprocess.Popen,args:[true]}]", "model._args_.0._target_"),
+        ("+test_data.dbscan.x={_target_:torch.os.system,command:true}", "is no class"),
+        ("+test_data.dbscan.x={_target_:src.cli.Path}", "Python's own"),
+        ("+test_data.dbscan.x={_target_:hydra.utils.get_method,path:os.system}", "is no class"),
+        ("+test_data.dbscan.x._target_=builtins.eval", "test_data.dbscan.x._target_"),
+        ("feature_cache.enabled={_target_:torch.nn.Identity}", "feature_cache.enabled"),
+        ("+trainer.x={_target_:'${oc.decode:subprocess.Popen}'}", "trainer.x._target_"),
+        ("+trainer.x={_target_:'${.y}',y:subprocess.Popen}", "trainer.x._target_"),
+        ("+trainer.x='${oc.create:{_target_:subprocess.Popen}}'", "trainer.x._target_"),
+        ("+trainer.x='\\${oc.create:{_target_:subprocess.Popen}}'", "trainer.x"),
+        ("+trainer.x={_target_:'\\${oc.decode:subprocess.Popen}'}", "trainer.x._target_"),
+    ],
+)
+def test_a_node_names_a_class_of_its_kind(override: str, key: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["paths.output_dir=/tmp/nowhere", "~logger.csv", override])
+    with pytest.raises(UserError, match=r"_target_|callbacks|_partial_|configuration") as error:
+        validate(config)
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_a_misspelt_key_in_an_experiments_file(tmp_path: Path) -> None:
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "own.yaml").write_text("# @package _global_\nmodel:\n  feature_layer: [3]\n")
@@ -144,3 +193,99 @@ def test_a_misspelt_key_in_an_experiments_file(tmp_path: Path) -> None:
 def test_an_unknown_key_without_plus_is_refused_by_composing() -> None:
     with pytest.raises(ConfigCompositionException):
         composed("train", "model.x=3")
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's package outside the repository, with a folder of configurations."""
+    package = tmp_path / "package" / "own_nodes"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from lightning import Callback\n"
+        "from src.models.sdp import SDP\n"
+        "class Blur:\n"
+        "    def __init__(self, size):\n"
+        "        self.size = size\n"
+        "class Own(SDP):\n"
+        "    name = 'own'\n"
+        "    def __init__(self, blur, **settings):\n"
+        "        super().__init__(**settings)\n"
+        "        assert blur.size == 3\n"
+        "class Told(Callback):\n"
+        "    def on_test_end(self, trainer, module):\n"
+        "        print('told by', module.method.name)\n"
+    )
+    (package / "broken.py").write_text("raise ZeroDivisionError('on import')\n")
+    (package / "ends.py").write_text("raise SystemExit('on import')\n")
+    (tmp_path / "conf" / "exp").mkdir(parents=True)
+    (tmp_path / "conf" / "exp" / "own.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /data@test_data: mvtec]\n"
+        "model: {_target_: own_nodes.Own, blur: {_target_: own_nodes.Blur, size: 3}}\n"
+        "callbacks: {told: {_target_: own_nodes.Told}}\n"
+    )
+    (tmp_path / "conf" / "exp" / "evil.yaml").write_text(
+        "# @package _global_\n"
+        f"callbacks: {{told: {{_target_: shutil.copyfile, src: {package}/broken.py, dst: {tmp_path}/copy}}}}\n"
+    )
+    monkeypatch.syspath_prepend(str(package.parent))
+    return tmp_path
+
+
+@pytest.fixture
+def options(golden_a: Golden, own_package: Path) -> list[str]:
+    return [
+        "--config-dir",
+        str(own_package / "conf"),
+        *golden_backbone(golden_a),
+        "prompts.templates=['a {}.']",
+        "model.representative=mean",
+        f"test_data.root={golden_a.write_mvtec(own_package / 'mvtec')}",
+    ]
+
+
+def test_nodes_of_a_users_own_package(cli: Cli, options: list[str]) -> None:
+    assert "told by own" in cli.ok("eval", *options, "+exp=own").out
+
+
+def test_a_function_is_not_called(cli: Cli, options: list[str], own_package: Path) -> None:
+    copy = [
+        "+callbacks.x._target_=shutil.copyfile",
+        f"+callbacks.x.src={__file__}",
+        f"+callbacks.x.dst={own_package}/copy",
+    ]
+    assert "callbacks.x._target_" in cli.error("eval", *options, *copy)
+    assert "callbacks.told._target_" in cli.error("eval", *options, "+exp=evil")
+    program = f"{{_target_:subprocess.Popen,_args_:[[touch,{own_package}/copy]]}}"
+    assert "test_data.dbscan.x" in cli.error("eval", *options, f"+test_data.dbscan.x={program}")
+    assert not (own_package / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"), [("broken", "ZeroDivisionError"), ("ends", "on import"), ("no", "own_nodes.no")]
+)
+def test_a_module_that_cannot_be_imported(module: str, reason: str, cli: Cli, options: list[str]) -> None:
+    message = cli.error("eval", *options, f"+callbacks.x._target_=own_nodes.{module}.Told")
+    assert message.startswith("callbacks.x._target_")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("metrics_memory_gb=nan", "metrics_memory_gb"),
+        ("feature_cache.max_gb=inf", "feature_cache.max_gb"),
+        ("optimizer.lr=nan", "optimizer.lr"),
+        ("model.smoothing_sigma=-inf", "model.smoothing_sigma"),
+        (f"seed={2**70}", "seed"),
+        (f"seed={2**32}", "seed"),
+        ("+prompts.x={y:'${prompts.x}'}", "prompts"),
+        ("+prompts.x='${prompts.z}' +prompts.z='${prompts.x}'", "ecursive"),
+        ("+prompts.x={y:'${prompts.z}'} +prompts.z={y:'${prompts.x}'}", "interpolation"),
+    ],
+)
+def test_values_that_mean_nothing(override: str, key: str) -> None:
+    with pytest.raises(UserError, match="configuration: ") as error:
+        validate(composed("train", *override.split()))
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 
+from src.models.backbone import Backbone
 from src.models.sdp_plus import SDPPlus
 from src.trial import read_trials
 from tests.cli import Cli, Finished, golden_backbone
@@ -266,3 +268,33 @@ def test_trials_in_parallel_give_what_they_give_one_by_one(cli: Cli, options: li
     for number in (0, 2):
         one, two = (json.loads((s.folder / str(number) / "metrics.json").read_text()) for s in (one_by_one, parallel))
         assert one["mean"] == pytest.approx(two["mean"], abs=1e-6)
+
+
+def models_before_each(cli: Cli, monkeypatch: pytest.MonkeyPatch, *command: str) -> list[int]:
+    """How many models are alive when the model of each trial is built."""
+    alive: weakref.WeakSet[Backbone] = weakref.WeakSet()
+    counts: list[int] = []
+    build = Backbone.__init__
+
+    def counted(self: Backbone, *args: Any, **kwargs: Any) -> None:
+        counts.append(len(alive))
+        build(self, *args, **kwargs)
+        alive.add(self)
+
+    monkeypatch.setattr(Backbone, "__init__", counted)
+    cli(*command, name="sweep")
+    return counts
+
+
+def test_a_sweep_holds_one_model_at_a_time(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The middle one fails after its model was built.
+    trials = "model.feature_layers=[12],[99],[11]"
+    assert models_before_each(cli, monkeypatch, "eval", "-m", *options, "+exp=sdp_mvtec", trials) == [0, 0, 0]
+
+
+def test_a_sweep_of_trainings_holds_one_model_at_a_time(
+    cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = ["optimizer.lr=1e-4,1e-3", "callbacks=default", "trainer.enable_progress_bar=true"]
+    train = [one for one in (*options, *TRAIN, *HELD_OUT, *trials) if one != "~callbacks.progress"]
+    assert models_before_each(cli, monkeypatch, "train", "-m", *train) == [0, 0]
