@@ -230,6 +230,11 @@ class AnomalyDataModule(LightningDataModule):
             return self._size
         return None if self.eval_size == "native" else int(self.eval_size)
 
+    def batch_rows(self, role: str, processes: int) -> int:
+        """The images of a whole batch of one of several processes: its share of a training step, or ``batch_size``."""
+        share = -(-self.batch_size // processes) if role == "train" else self.batch_size
+        return min(share, len(self.records))
+
     def dataset(self, role: str, records: Sequence[Record]) -> AnomalyDataset:
         """The samples of records as ``train``, ``val`` or ``test`` needs them."""
         transforms = self.transforms if role == "train" else "default"

@@ -11,7 +11,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError, reason_of
+from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.state_file import write_state
 from src.models.maps import resize_like
@@ -43,6 +45,7 @@ class AnomalyModule(LightningModule):
         metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         origin: what the trained parameters say about themselves.
         state_file: where a part of a test leaves its scores, instead of computing metrics of that part.
+        frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
 
     Attributes:
         test_result: the metrics of the last test.
@@ -61,6 +64,7 @@ class AnomalyModule(LightningModule):
         metrics_memory_gb: float,
         origin: Origin,
         state_file: Path | None = None,
+        frozen_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.method = method
@@ -69,6 +73,7 @@ class AnomalyModule(LightningModule):
         self.test_classes = test_classes
         self.origin = origin
         self.state_file = state_file
+        self.frozen_dtype = frozen_dtype
         self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
         self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
         self.strict_loading = False  # checkpoints hold the trained parameters only
@@ -173,11 +178,15 @@ class AnomalyModule(LightningModule):
         checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
 
     def _features(self, batch: Batch) -> Features:
-        """Those of a batch that brings them, stored in half precision or not, or else those of its images."""
-        stored: Features | None = batch.get("features")
-        if stored is None:
+        """Those of a batch that brings them, or else those of its images; of frozen ones the same to the last digit."""
+        if self.method.frozen is None:
             return self.method.features(batch["image"])
-        return {name: values.float() for name, values in stored.items()}
+        frozen: Features | None = batch.get("features")
+        if frozen is None:
+            data: AnomalyDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+            rows = data.batch_rows("train" if self.trainer.training else "test", self.trainer.world_size)
+            frozen = compute_features(self.method, batch["image"], rows, self.frozen_dtype)
+        return {name: values.float() for name, values in frozen.items()}
 
     def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> None:
         """Compare at the masks' size; labels or masks may be absent."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
@@ -109,6 +110,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         metrics_memory_gb=config.metrics_memory_gb,
         origin=origin,
         state_file=state_file,
+        frozen_dtype=getattr(torch, config.feature_cache.dtype),
     )
     trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
     if state_file:

@@ -18,11 +18,13 @@ from torch import Tensor
 from datamodules.base import AnomalyDataModule
 from datamodules.records import Record
 from src.distributed import say
+from src.features.batches import compute_features
 from src.features.store import ArrayStore, NoRoom
 from src.files import sha256_of
+from src.identity import NoSource, describe_code
 from src.models.method import Features, Method
 
-FORMAT = 1  # to be raised whenever the same settings give other features or masks than before
+FORMAT = 2  # to be raised whenever the same settings give other features or masks than before
 MASK = "mask"
 
 Entry = dict[str, Tensor | None]  # what is there of an image, by part
@@ -37,17 +39,25 @@ class FeatureCache:
     Args:
         store: where they are kept.
         identity: what decides the features beside the method's settings and the images: plain values.
+        options: by role, what a data set is told about reading its images beside what every data set is told.
         dtype: `float32` or `float16`.
         method: has to say what is `frozen`.
         trainer: tells device and precision.
     """
 
     def __init__(
-        self, store: ArrayStore, identity: Mapping[str, Any], dtype: str, method: Method, trainer: Trainer
+        self,
+        store: ArrayStore,
+        identity: Mapping[str, Any],
+        options: Mapping[str, Mapping[str, Any]],
+        dtype: str,
+        method: Method,
+        trainer: Trainer,
     ) -> None:
         assert method.frozen is not None
         self.store = store
         self.identity = {**identity, "settings": dict(method.frozen.settings), "dtype": dtype}
+        self.options = options
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.method = method
         self.frozen = method.frozen
@@ -64,21 +74,32 @@ class FeatureCache:
             What provenance.json says about it: `key`, `images`, and `hits` of them that were there; or why it is `off`.
         """
         records = data.records_of(role)
-        paths = self._paths(data, role, records)
-        entries = {record: {part: self.store.read(path) for part, path in paths[record].items()} for record in records}
-        hits = sum(_has_features(entry) for entry in entries.values())
         try:
+            key, mask_key = self._keys(data, role)
+            paths = self._paths(data, role, records, key, mask_key)
+            entries = self._read(paths)
+            hits = sum(_has_features(entry) for entry in entries.values())
             self._fill(data, role, paths, entries)
-        except (NoRoom, OSError) as reason:
+        except (NoRoom, NoSource, OSError) as reason:
             return off(str(reason))
         data.stored[role] = {record: _sample(entry) for record, entry in entries.items()}
         say(f"features of {len(records)} images of {data.title}: {hits} cached, {len(records) - hits} computed")
-        return {"key": self._key(data), "images": len(records), "hits": hits}
+        return {"key": key, "images": len(records), "hits": hits}
 
-    def _paths(self, data: AnomalyDataModule, role: str, records: Sequence[Record]) -> dict[Record, dict[str, Path]]:
+    def _keys(self, data: AnomalyDataModule, role: str) -> tuple[str, str]:
+        """The keys of a data set's features and of its masks: how its files become arrays, and these features."""
+        source = {"code": describe_code([type(data)]), "options": self.options[role]}
+        images = {"size": data.image_size, "mean": list(data.mean), "std": list(data.std), "bits": data.bits}
+        rows = data.batch_rows(role, self.trainer.world_size)
+        return _hash({**self.identity, "data": source, "images": images, "rows": rows}), _hash(
+            {"data": source, "mask_size": data.mask_size(role)}
+        )
+
+    def _paths(
+        self, data: AnomalyDataModule, role: str, records: Sequence[Record], key: str, mask_key: str
+    ) -> dict[Record, dict[str, Path]]:
         """The file of each part of each record."""
         parts = self.frozen.for_loss if role == "train" else self.frozen.for_scores
-        key, mask_key = self._key(data), _hash({"mask_size": data.mask_size(role)})
         with ThreadPoolExecutor() as pool:
             names = list(pool.map(_names, records))
         paths, has_masks = {}, data.has_masks
@@ -88,10 +109,14 @@ class FeatureCache:
                 paths[record][MASK] = self.store.path(mask_key, MASK, mask)
         return paths
 
-    def _key(self, data: AnomalyDataModule) -> str:
-        """The key of a data set's features."""
-        images = {"image_size": data.image_size, "mean": list(data.mean), "std": list(data.std), "bits": data.bits}
-        return _hash({**self.identity, **images})
+    def _read(self, paths: Mapping[Record, Mapping[str, Path]]) -> dict[Record, Entry]:
+        """What is there; reading is checking, all of each file."""
+
+        def read(files: Mapping[str, Path]) -> Entry:
+            return {part: self.store.read(path) for part, path in files.items()}
+
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(paths, pool.map(read, paths.values()), strict=True))
 
     def _fill(
         self,
@@ -105,6 +130,7 @@ class FeatureCache:
         if not missing:
             return
         loader = data.loader(role, data.dataset(role, missing))
+        rows = data.batch_rows(role, self.trainer.world_size)
         keep = {path for record in entries for path in paths[record].values()}
         hidden = self.trainer.progress_bar_callback is None
         written: list[Path] = []
@@ -113,7 +139,7 @@ class FeatureCache:
             with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
                 for batch in track(loader, "features", transient=True, disable=hidden):
                     records = list(islice(rest, len(batch["category"])))
-                    arrays = list(self._arrays(batch, records, entries))
+                    arrays = list(self._arrays(batch, rows, records, entries))
                     if not written:
                         size = sum(array.nbytes for *_, array in arrays) / len(records)
                         self.store.make_room(int(size * len(missing)), keep)
@@ -126,31 +152,32 @@ class FeatureCache:
             raise
 
     def _arrays(
-        self, batch: Mapping[str, Any], records: Sequence[Record], entries: Mapping[Record, Entry]
+        self, batch: Mapping[str, Any], rows: int, records: Sequence[Record], entries: Mapping[Record, Entry]
     ) -> Iterator[tuple[Record, str, Tensor]]:
         """What a batch has and the store has not."""
         arrays: dict[str, Any] = dict(batch)
         if not all(_has_features(entries[record]) for record in records):
-            arrays |= self._compute(batch["image"])
+            arrays |= self._compute(batch["image"], rows)
         for row, record in enumerate(records):
             for part, there in entries[record].items():
                 if there is None:
                     yield record, part, arrays[part][row]
 
-    def _compute(self, images: Tensor) -> Features:
+    def _compute(self, images: Tensor, rows: int) -> Features:
         """The features of a batch, as training and test would compute them; on the CPU.
 
         Raises:
-            NoRoom: a value is too large for the type they are kept in.
+            NoRoom: a value is too large for the type they are kept in, or training changes them after all.
         """
         device = self.trainer.strategy.root_device
-        self.method.to(device)  # not in inference mode, which would make parameters that can't be trained
-        with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
-            features = self.method.features(images.to(device))
-        kept = {name: values.to(self.dtype).cpu() for name, values in features.items()}
-        if self.dtype == torch.float16 and any(values.isinf().any() for values in kept.values()):
+        self.method.to(device)
+        with self.trainer.precision_plugin.forward_context():
+            features = compute_features(self.method, images.to(device), rows, self.dtype)
+        if any(values.requires_grad for values in features.values()):  # no graph is built where all is frozen
+            raise NoRoom(f"model {self.method.name} calls features frozen that its training changes")
+        if any(values.dtype != self.dtype for values in features.values()):
             raise NoRoom("the features are too large for float16; set feature_cache.dtype=float32")
-        return kept
+        return {name: values.cpu() for name, values in features.items()}
 
 
 def off(reason: str) -> dict[str, Any]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import hashlib
+import inspect
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
+from datamodules.base import AnomalyDataModule
+from src.arrays import checksum
 from src.features.cache import FeatureCache
 from src.features.store import ArrayStore
-from src.models.backbone import BackboneSource
+from src.identity import NoSource, describe_code, describe_machine
+from src.models.backbone import Backbone, BackboneSource
 from src.models.method import Method
 from src.trainer import shortcuts
 
 AUTO = "auto"
-# Another version of these may compute other features, if only in the last digits.
-_PACKAGES = ("open_clip_torch", "torch", "pillow")
 
 
 def open_feature_cache(
@@ -57,17 +61,56 @@ def open_feature_cache(
         return "one of several processes would compute all features alone; feature_cache.enabled=true has it do so"
     if settings.enabled == AUTO and shortcuts(config.trainer):
         return f"the run is cut short by {', '.join(shortcuts(config.trainer))}"
+    try:
+        identity = _identity(config, source, weights_sha256, method, trainer)
+    except NoSource as reason:
+        return str(reason)
     store = ArrayStore(Path(config.paths.cache_dir).expanduser() / "features", settings.max_gb * 1e9)
-    return FeatureCache(store, _identity(source, weights_sha256, trainer), settings.dtype, method, trainer)
+    used = {"train": config.train_data, "val": config.train_data, "test": config.test_data}
+    options = {role: _own_options(node) for role, node in used.items() if node is not None}
+    return FeatureCache(store, identity, options, settings.dtype, method, trainer)
 
 
-def _identity(source: BackboneSource, weights_sha256: str, trainer: Trainer) -> dict[str, Any]:
-    """What decides what the tower makes of an image of a given size."""
+def _identity(
+    config: DictConfig, source: BackboneSource, weights_sha256: str, method: Method, trainer: Trainer
+) -> dict[str, Any]:
+    """What decides what a method makes of an image of a given size.
+
+    The project's own methods say in `frozen` which of their options that are. Of the user's it is all options, since a
+    subclass inherits `frozen` and may read options of its own.
+    """
+    is_own = type(method).__module__.partition(".")[0] != "src"
     return {
+        "code": describe_code(type(module) for module in method.modules()),
+        "options": OmegaConf.to_container(config.model, resolve=True) if is_own else None,
+        "state": _hash_of_frozen_state(method),
+        "compiled": config.backbone.compile,
         "weights": weights_sha256,
         "architecture": source.config,
         "quick_gelu": source.weights.quick_gelu,
         "precision": str(trainer.precision),
-        "device": trainer.strategy.root_device.type,
-        "packages": {name: version(name) for name in _PACKAGES},
+        "machine": describe_machine(trainer.strategy.root_device),
     }
+
+
+def _own_options(node: DictConfig) -> dict[str, Any]:
+    """The options that not every data set has: a class of the user's may read its images by them."""
+    content = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(content, dict)
+    shared = inspect.signature(AnomalyDataModule).parameters.keys() - {"bits"}
+    return {str(key): value for key, value in content.items() if key not in shared}
+
+
+def _hash_of_frozen_state(method: Method) -> str:
+    """The hash of what a method holds beside CLIP and is not trained, such as a random projection of the run's seed."""
+    clip = {id(value) for one in method.modules() if isinstance(one, Backbone) for value in _state(one).values()}
+    frozen = [
+        checksum(name, value)
+        for name, value in _state(method).items()
+        if not (value.requires_grad or id(value) in clip)
+    ]
+    return hashlib.sha256("".join(frozen).encode()).hexdigest()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(module.named_parameters(), module.named_buffers()))

@@ -1,4 +1,4 @@
-"""Arrays on disk, one file each: there whole or not at all, mapped into memory when read, bounded in size.
+"""Arrays on disk, one file each: there as they were written or not at all, mapped when read, bounded in size.
 
 Several processes may share a store without locks. A file is written under another name and renamed; two that write the
 same one write the same content; and one that is removed stays readable where it is mapped already.
@@ -12,13 +12,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from src.files import write_bytes
-
-_ARRAY = "array"  # its name in its file
+from src.arrays import read_array, write_array
 
 
 class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
@@ -42,14 +38,9 @@ class ArrayStore:
         return self.root / key / part / name[:2] / f"{name[2:]}.safetensors"
 
     def read(self, path: Path) -> Tensor | None:
-        """An array, mapped; None if it is not there, or cut off. It counts as used just now.
-
-        A map holds no file open, so that a run may have any number of them; changing it does not change the file.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                array: Tensor = file.get_tensor(_ARRAY)
-        except (OSError, SafetensorError):
+        """An array, mapped, see `read_array`; None if it is not there, or damaged. It counts as used just now."""
+        array = read_array(path, self._name(path))
+        if array is None:
             return None
         with suppress(OSError):  # a store that is read only has no order of use
             os.utime(path)
@@ -62,7 +53,7 @@ class ArrayStore:
             OSError: the disk is full, or the folder can't be written.
             NoRoom: the file can't be mapped.
         """
-        write_bytes(path, save({_ARRAY: array.contiguous()}))
+        write_array(path, self._name(path), array)
         written = self.read(path)
         if written is None:
             raise NoRoom(f"{path} can't be mapped; a system maps so many files at once (Linux: vm.max_map_count)")
@@ -93,6 +84,10 @@ class ArrayStore:
                 break
             path.unlink(missing_ok=True)
             used, free = used - size, free + size
+
+    def _name(self, path: Path) -> str:
+        """What a file says of itself: how and from what it was computed, wherever the store is."""
+        return path.relative_to(self.root).as_posix()
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, size and path of each; also of what a run that was killed left half-written."""

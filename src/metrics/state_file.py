@@ -46,7 +46,6 @@ class StateHeader(TypedDict):
     counts: dict[str, Counted]
     vanished_masks: dict[str, int]
     empty_masks: dict[str, int]
-    empty_masks: dict[str, int]
 
 
 def write_state(metrics: BenchmarkMetrics, path: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.errors import UserError, reason_of
+from src.files import sha256_of
+from src.identity import describe_releases
+from src.models import text_tower
 from src.models.architecture import Architecture, read_architecture
 from src.models.loading import values_from
 from src.models.sentence_cache import SentenceCache
@@ -43,9 +48,9 @@ class BackboneSource(NamedTuple):
 
 
 def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
-    """Everything but the sentences that an embedding depends on, to keep it under."""
-    parts = [open_clip.__version__, source.architecture.name, source.config, source.weights.quick_gelu, weights_sha256]
-    return json.dumps(parts, sort_keys=True)
+    """Everything but the sentences and the machine that an embedding depends on, to keep it under."""
+    tower = [source.architecture.name, source.config, source.weights.quick_gelu, weights_sha256]
+    return json.dumps([*tower, _text_sources(), describe_releases()], sort_keys=True)
 
 
 def find_backbone(
@@ -148,25 +153,50 @@ class Backbone(nn.Module):
     def encode_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
         """Unit-length embeddings of lists of sentences: for each list of K strings (K, D) float32.
 
-        What is not on disk goes through the tower at once, in full precision whatever the run's: once for all runs.
+        What is not on disk goes through the tower, in full precision whatever the run's. Each list does so on its own:
+        a batch's other sentences show in the last digits, and these must not depend on what is on disk.
         """
+        self._warn_of_cut([sentence for sentences in lists for sentence in sentences])
         device = self.clip.logit_scale.device
-        found = [self._sentences.read(sentences) if self._sentences else None for sentences in lists]
-        missing = [sentences for sentences, known in zip(lists, found, strict=True) if known is None]
-        encoded = iter(self._encode(missing) if missing else ())
-        return [(next(encoded) if known is None else known).to(device) for known in found]
+        found = (self._sentences.read(sentences, device) if self._sentences else None for sentences in lists)
+        return [
+            self._encode(sentences) if known is None else known.to(device)
+            for sentences, known in zip(lists, found, strict=True)
+        ]
 
-    def _encode(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Encode lists of sentences, each distinct sentence once, and keep them."""
+    def _encode(self, sentences: Sequence[str]) -> Tensor:
+        """Encode a list of sentences, each distinct sentence once, and keep it."""
         device = self.clip.logit_scale.device
-        tokens = self.tokenizer([sentence for sentences in lists for sentence in sentences]).to(device)
+        tokens = self.tokenizer(list(sentences)).to(device)
         with torch.autocast(device.type, enabled=False):
             embeddings = F.normalize(encode_tokens(self.clip, tokens).float(), dim=-1)
-        parts = list(torch.split(embeddings, [len(sentences) for sentences in lists]))
-        for sentences, part in zip(lists, parts, strict=True):
-            if self._sentences:
-                self._sentences.write(sentences, part)
-        return parts
+        if self._sentences:
+            self._sentences.write(sentences, embeddings)
+        return embeddings
+
+    def _warn_of_cut(self, sentences: Sequence[str]) -> None:
+        """Warn of sentences that the tower does not see to their end."""
+        context: int = self.tokenizer.context_length
+        # A token is a byte at least, so of most sentences the length is enough to know; two tokens are the ends.
+        long = [
+            sentence for sentence in dict.fromkeys(sentences) if len(sentence.encode(errors="replace")) > context - 2
+        ]
+        if not long:
+            return
+        whole = self.tokenizer(long, context_length=4 * max(map(len, long)) + context)
+        cut = (whole[:, :context] != self.tokenizer(long)).any(dim=1).nonzero()[:, 0].tolist()
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(sentences)} sentences are cut at the {context} tokens that the tower reads, "
+                f"such as '{long[cut[0]]}'; shorten the category or the prompts",
+                stacklevel=2,
+            )
+
+
+@cache
+def _text_sources() -> list[str]:
+    """The code that encodes text, as this process has loaded it; later edits of its files are not part of it."""
+    return [sha256_of(Path(file)) for file in (__file__, text_tower.__file__)]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -12,43 +12,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from src.files import write_bytes
+from src.arrays import read_array, write_array
+from src.identity import describe_machine
 
-_UNIT = 1e-4  # how far from 1 a length may be
+_CPU = torch.device("cpu")
 
 
 class SentenceCache:
-    """Embeddings of lists of sentences, in `<folder>/<hash of tower and sentences>.safetensors`.
+    """Embeddings of lists of sentences, in `<folder>/<hash of tower, machine and sentences>.safetensors`.
 
-    Runs may share a folder: a file is there whole or not at all, and what can't be read is encoded again.
+    Runs may share a folder: a file is there whole or not at all, and what is damaged is encoded again.
 
     Args:
         folder: where the files are.
-        tower: everything but the sentences that the embeddings depend on.
+        tower: everything but the machine and the sentences that the embeddings depend on.
     """
 
     def __init__(self, folder: Path, tower: str) -> None:
         self.folder = folder
         self.tower = tower
 
-    def read(self, sentences: Sequence[str]) -> Tensor | None:
-        """The embeddings of K sentences, (K, D) of unit length, float32; None if they are not there, or damaged."""
-        try:
-            embeddings = load(self._file(sentences).read_bytes())["embeddings"]
-        except (OSError, SafetensorError, KeyError):
-            return None
-        lengths = embeddings.norm(dim=-1)
-        is_whole = lengths.shape == (len(sentences),) and torch.allclose(lengths, torch.ones(()), rtol=0, atol=_UNIT)
-        return embeddings if is_whole else None
+    def read(self, sentences: Sequence[str], device: torch.device = _CPU) -> Tensor | None:
+        """What a device made of K sentences, (K, D) float32 on the CPU; None if it is not there, or damaged."""
+        path = self._file(sentences, device)
+        embeddings = read_array(path, path.stem)
+        return None if embeddings is None else embeddings.clone()  # to memory that is aligned as a tower's output is
 
     def write(self, sentences: Sequence[str], embeddings: Tensor) -> None:
         """Keep the embeddings (K, D) of K sentences; a run that can't goes on with a warning."""
+        path = self._file(sentences, embeddings.device)
         try:
-            write_bytes(self._file(sentences), save({"embeddings": embeddings.contiguous().cpu()}))
+            write_array(path, path.stem, embeddings)
         except OSError as error:
             warnings.warn(
                 f"can't keep sentence embeddings in {self.folder}: {error.strerror}; "
@@ -56,6 +52,6 @@ class SentenceCache:
                 stacklevel=2,
             )
 
-    def _file(self, sentences: Sequence[str]) -> Path:
-        content = json.dumps([self.tower, *sentences])
+    def _file(self, sentences: Sequence[str], device: torch.device) -> Path:
+        content = json.dumps([self.tower, describe_machine(device), *sentences])
         return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from src.features import store as store_module
 from src.features.store import ArrayStore, NoRoom
 
-SIZE = 80 + 4000  # header and a thousand float32
+SIZE = 168 + 4000  # header and a thousand float32
 
 
 def array(value: float = 1.0) -> Tensor:
@@ -37,6 +39,31 @@ def there(paths: dict[str, Path]) -> str:
     return "".join(name for name, path in paths.items() if path.exists())
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [array(2), array()[:9], array().half(), array().int(), array().view(100, 10), torch.zeros(10, 100)],
+    ids=["values", "fewer levels", "half", "integers", "shape", "zeros"],
+)
+def test_a_file_that_is_not_as_it_was_written_is_not_there(tmp_path: Path, wrong: Tensor) -> None:
+    store, paths = filled(tmp_path, "a")
+    with safe_open(paths["a"], "pt") as file:
+        checksum = file.metadata()
+    paths["a"].write_bytes(save({"array": wrong}))
+    assert store.read(paths["a"]) is None
+    paths["a"].write_bytes(save({"array": wrong}, checksum))
+    assert store.read(paths["a"]) is None
+    assert torch.equal(store.write(paths["a"], array()), array())
+
+
+def test_a_file_in_anothers_place_is_not_there(tmp_path: Path) -> None:
+    store, paths = filled(tmp_path, "ab")
+    paths["b"].write_bytes(paths["a"].read_bytes())
+    assert store.read(paths["b"]) is None
+    (tmp_path / "store").rename(tmp_path / "moved")
+    moved = ArrayStore(tmp_path / "moved", 1e9)
+    assert moved.read(moved.path("key", "part", "aaa")) is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
 def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     store = ArrayStore(tmp_path / "store", 1e9)
@@ -53,7 +80,7 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["cdef.safetensors"]
 
 
-@pytest.mark.parametrize("size", [0, 1, 8, 60, 79, 80, 81, SIZE - 1])
+@pytest.mark.parametrize("size", [0, 1, 8, 60, 167, 168, 169, SIZE - 1])
 def test_a_file_that_is_cut_off_is_not_there(tmp_path: Path, size: int) -> None:
     store, paths = filled(tmp_path, "a")
     assert paths["a"].stat().st_size == SIZE
@@ -104,7 +131,7 @@ def test_a_file_that_can_not_be_mapped_is_a_reason(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     store = ArrayStore(tmp_path / "store", 1e9)
-    monkeypatch.setattr(store_module, "safe_open", no_more_maps)
+    monkeypatch.setattr("src.arrays.safe_open", no_more_maps)
     with pytest.raises(NoRoom, match=r"can't be mapped.*max_map_count"):
         store.write(store.path("key", "part", "name"), array())
 
@@ -129,7 +156,7 @@ def test_an_array_that_is_removed_stays_readable_where_it_is_mapped(tmp_path: Pa
 
 def test_nothing_is_removed_for_what_will_not_fit_anyway(tmp_path: Path) -> None:
     store, paths = filled(tmp_path, "abc", max_bytes=3 * SIZE)
-    with pytest.raises(NoRoom, match=r"max_gb is 1\.224e-05"):
+    with pytest.raises(NoRoom, match=r"max_gb is 1\.2504e-05"):
         store.make_room(2 * SIZE, keep=[paths["a"], paths["b"]])
     assert there(paths) == "abc"
 
