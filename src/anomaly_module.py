@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError, reason_of
+from src.distributed import gather_rows, is_first
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.state_file import write_state
 from src.models.maps import resize_like
 from src.models.method import Features, Method, Scores
-from src.models.trained_weights import ORIGIN, Origin
+from src.models.trained_weights import ORIGIN, Origin, check_finite
+from src.trainer import LAST_CHECKPOINT
 
 Batch = dict[str, Any]
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
@@ -118,13 +120,35 @@ class AnomalyModule(LightningModule):
         self.method.text.prepare(*self.test_classes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The method's loss on a batch; under several processes, this process's part of it."""
+        """The method's loss on a batch; under several processes, this process's part of it.
+
+        Raises:
+            UserError: it is not finite. All processes find the same.
+        """
         losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
         count = 0 if FILLER in batch else len(batch["category"])
         weight, losses_of_step, images = self._share_of_step(losses, count)
+        if not losses_of_step["loss"].isfinite():
+            self._refuse_step(batch, losses["loss"])
         for name, value in losses_of_step.items():
             self.log(f"train/{name}", value, on_step=True, on_epoch=True, prog_bar=name == "loss", batch_size=images)
         return losses["loss"] * weight
+
+    def _refuse_step(self, batch: Batch, loss: Tensor) -> None:
+        """Stop the training; the first process tells it for all."""
+        names = gather_rows([] if loss.isfinite() else list(batch["image_path"]))
+        if not is_first():
+            raise SystemExit(1)
+        raise UserError(
+            f"the loss of step {self.trainer.global_step + 1} is not finite, on {', '.join(names)}; {self._way_on}"
+        )
+
+    @property
+    def _way_on(self) -> str:
+        """What to do when numbers are not finite any more."""
+        last = Path(self.trainer.default_root_dir) / LAST_CHECKPOINT
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        return f"{kept}; try a lower optimizer.lr or trainer.gradient_clip_val=1, or look at these images"
 
     def _share_of_step(self, losses: dict[str, Tensor], count: int) -> tuple[float, dict[str, Tensor], int]:
         """The weight of this process's `count` images, the losses over the images of all, and how many these are.
@@ -172,9 +196,19 @@ class AnomalyModule(LightningModule):
         return None if FILLER in batch else {"scores": self(batch)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen CLIP out, and say where the trained parameters come from."""
+        """Leave the frozen CLIP out, and say where the trained parameters come from.
+
+        Raises:
+            UserError: a parameter is not finite. All processes have the same.
+        """
         trained = {f"method.{name}" for name in self.method.trainable_parameters()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        try:
+            check_finite(checkpoint["state_dict"])
+        except UserError as error:
+            if not is_first():
+                raise SystemExit(1) from error
+            raise UserError(f"{error}, after step {self.trainer.global_step}; {self._way_on}") from error
         checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
 
     def _features(self, batch: Batch) -> Features:

@@ -112,7 +112,9 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         state_file=state_file,
         frozen_dtype=getattr(torch, config.feature_cache.dtype),
     )
-    trainer = build_trainer(config, folder.path, test_data.image_names, trains=train_data is not None)
+    trainer = build_trainer(
+        config, folder.path, test_data.image_names, trains=train_data is not None, run_id=folder.run_id
+    )
     if state_file:
         _check_part(trains=train_data is not None, processes=trainer.world_size)
     features = open_feature_cache(config, source, backbone["sha256"], method, trainer, trains=train_data is not None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
 from src.lock import locked
+from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
 from src.sweep import SweepCallback, SweepRefusedError
 from src.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
@@ -43,18 +45,27 @@ def run_command(name: str) -> None:
     """Compose `conf/<name>.yaml` with the command line and run it.
 
     A user's mistake ends in one line on stderr and exit code 1; with HYDRA_FULL_ERROR=1 it has its traceback. Anything
-    else is a bug and keeps its traceback. Of a sweep, each failed trial has its line when all have been tried.
+    else is a bug and keeps its traceback. Of a sweep, each failed trial has its line when all have been tried. SIGTERM
+    and SIGINT end in one line and exit codes 143 and 130; the processes that this one has started end with it.
     """
+    end_with_parent()
     wants_traceback = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # otherwise Hydra prints errors in its own way and ends the process
     _share_config_store()
     task = _Task(name)
+    signals = Signals()
     SweepCallback.folder = None
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        with signals.raised():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     except SweepRefusedError as refused:
         task.errors = [refused.reason]
-    except Exception as error:
+    except BaseException as error:
+        if signals.received is not None:  # whatever the clean-up made of it
+            _tell_stop(signals.received, SweepCallback.folder or task.folder)
+            sys.exit(128 + signals.received)
+        if not isinstance(error, Exception):
+            raise
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
         is_users = task.started or one_line(error)
         task.errors = task.errors or [error if is_users else UserError(reason_of(error))]
@@ -63,7 +74,7 @@ def run_command(name: str) -> None:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
     folder = SweepCallback.folder
     trials: list[Trial] = [] if folder is None else list(read_trials(folder))
-    failed = [trial for trial in trials if trial.error]
+    failed = [trial for trial in trials if trial.status == "failed"]
     for trial in failed:
         print(f"error: {trial.line}", file=sys.stderr)
     if failed and len(failed) == len(trials):
@@ -91,12 +102,14 @@ class _Task:
 
     Attributes:
         started: whether Hydra got as far as calling it.
+        folder: of the run; None before it has started.
         errors: what runs ended with.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.started = False
+        self.folder: Path | None = None
         self.errors: list[Exception] = []
         self.__module__ = f"src.{name}"  # Hydra names the job after it
 
@@ -106,6 +119,8 @@ class _Task:
         Errors don't leave here: Hydra would announce them by lines of its own, and end a sweep.
         """
         self.started = True
+        self.folder = Path(HydraConfig.get().runtime.output_dir)
+        end_with_parent()  # a launcher may have started this process, with the task alone
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return _try(self.name, config)
@@ -127,6 +142,19 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         return 1
 
 
+def _tell_stop(number: int, folder: Path | None) -> None:
+    """Say in one line what a signal has stopped, and how to go on."""
+    if not speaks():
+        return
+    line = f"stopped by {signal.Signals(number).name}"
+    cut = [str(trial.number) for trial in read_trials(folder) if trial.status == "running"] if folder else []
+    if cut:
+        line += f" in trial {' and '.join(cut)}; later trials were not started"
+    if folder:
+        line += f"; the same command with paths.output_dir={folder} goes on from there"
+    print(line, file=sys.stderr)
+
+
 def one_line(error: BaseException) -> str | None:
     """What to tell the user, or None if the error is not the user's."""
     for cause in _chain(error):
@@ -135,8 +163,13 @@ def one_line(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, BrokenPipeError):
             return "the output was closed before the end"
-        if isinstance(cause, OSError) and cause.filename:
-            return f"{cause.strerror}: {cause.filename}"
+        if isinstance(cause, OSError) and cause.errno:  # a full disk doesn't say which file it has no room for
+            return f"{cause.strerror}: {cause.filename}" if cause.filename else cause.strerror
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):
+            return (
+                f"{reason_of(cause)}; if the system did it for want of memory, set num_workers or batch_size of "
+                "test_data and train_data lower"
+            )
         if type(cause).__module__.startswith("wandb."):
             return f"W&B: {reason_of(cause)}; log in by `wandb login`, or set logger.wandb.offline=true"
         if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -164,6 +197,9 @@ def _try(name: str, config: DictConfig) -> float | None:
     gc.collect()  # Lightning's objects refer to each other, so the last trial's model would stay beside this one's
     try:
         score = run_in_new_process(name) if starts_processes(config.trainer) else _run(name, config)
+    except StoppedError as stopped:
+        write_trial(trial._replace(error=f"stopped by {stopped}"))
+        raise
     except Exception as error:
         line = one_line(error)
         reason = line or f"{type(error).__name__}: {reason_of(error)}"
@@ -184,7 +220,8 @@ def _run(name: str, config: DictConfig) -> float | None:
     from src.run import COMMANDS
 
     _tame_warnings()
-    with locked(Path(HydraConfig.get().runtime.output_dir)) if is_first() else nullcontext():
+    keeps = locked(Path(HydraConfig.get().runtime.output_dir)) if is_first() else nullcontext()
+    with keeps, only_stops():
         return COMMANDS[name](validated)
 
 

@@ -15,7 +15,7 @@ from src.files import write_json
 from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 from src.report.table import close_loggers, log_table, print_table
 from src.results import METRICS_FILE
-from src.trainer import selected_checkpoint
+from src.trainer import selected_checkpoint, whole_checkpoint
 
 
 def train(config: DictConfig) -> float | None:
@@ -103,7 +103,8 @@ def _serve_features(run: Run) -> None:
 def _fit(run: Run) -> float | None:
     """Train, go back to the selected epoch, and write the trained parameters alone. Returns the epoch's score."""
     assert run.train_data is not None
-    run.trainer.fit(run.module, datamodule=run.train_data, ckpt_path=run.folder.checkpoint_to_resume)
+    resumed = run.folder.checkpoint_to_resume
+    run.trainer.fit(run.module, datamodule=run.train_data, ckpt_path=resumed and whole_checkpoint(resumed))
     if run.config.trainer.get("fast_dev_run"):
         return None  # Lightning writes no checkpoints then
     checkpoint, score = selected_checkpoint(run.trainer, run.folder.path)

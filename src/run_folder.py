@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from src.distributed import is_first
 from src.files import write_json
 from src.report.provenance import now
 from src.results import PROVENANCE_FILE, hashes_of, read_provenance
-from src.trainer import LAST_CHECKPOINT
+from src.trainer import LAST_CHECKPOINT, previous_checkpoint
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
 _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
@@ -89,7 +90,12 @@ class RunFolder:
         All processes find the same: none writes before all have met, and all ask before they meet.
         """
         path = self.path / LAST_CHECKPOINT
-        return path if path.is_file() else None
+        return path if path.is_file() or previous_checkpoint(path).is_file() else None
+
+    @property
+    def run_id(self) -> str:
+        """Names this run, also when it is resumed, and no other."""
+        return hashlib.sha256(f"{self.path.absolute()} {self.provenance['started']}".encode()).hexdigest()[:16]
 
     def write(self, **entries: Any) -> None:
         """Add entries to provenance.json and write it."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from src.callbacks.maps import MapWriter
 from src.callbacks.predictions import PredictionWriter
+from src.distributed import is_first
+from src.files import damaged, replacing
 from src.metrics.benchmark_metrics import METRIC_NAMES
+from src.stopping import end_processes, listen_again
 
 LAST = "last"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -41,7 +50,46 @@ class SelectedCheckpoint(ModelCheckpoint):
     """Keeps the epoch that is best on the held-out categories of the training data; the test data selects nothing."""
 
 
-def build_trainer(config: DictConfig, folder: Path, images: Iterable[tuple[str, str]], *, trains: bool) -> Trainer:
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, and keeps the one before: a power cut or a full disk costs neither."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint. The one of that name becomes `<name>.previous.ckpt`.
+
+        Raises:
+            OSError: with the name of the file.
+        """
+        content = io.BytesIO()  # torch says of a full disk only that writing failed
+        torch.save(checkpoint, content)
+        target = Path(path)
+        with replacing(target) as temporary:
+            temporary.write_bytes(content.getbuffer())
+            if target.is_file():
+                target.replace(previous_checkpoint(target))
+
+
+class Ending(Callback):
+    """Has a signal or an error end all processes of a run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM back from Lightning, which has taken it when this is called."""
+        listen_again()
+
+    on_test_start = on_train_start
+    on_predict_start = on_train_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the processes that Lightning has started: they would wait for this one."""
+        processes = getattr(trainer.strategy.launcher, "procs", [])
+        end_processes(processes)
+        processes.clear()  # Lightning watches this list, and kills the first process too when another one has failed
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, images: Iterable[tuple[str, str]], *, trains: bool, run_id: str
+) -> Trainer:
     """Build the trainer with the configured loggers and callbacks, and those that write what every run leaves.
 
     Args:
@@ -49,19 +97,24 @@ def build_trainer(config: DictConfig, folder: Path, images: Iterable[tuple[str, 
         folder: the run's folder.
         images: category and path of every image that is scored.
         trains: whether there will be training, and so an epoch to select.
+        run_id: the same when the run is resumed; for loggers that ask for an `id` and are given none.
 
     Raises:
         UserError: processes that would not work on one run; a setting that can't be.
     """
-    callbacks: list[Callback] = [*_checkpoints(config, folder)] if trains else []
+    callbacks: list[Callback] = [Ending(), *(_checkpoints(config, folder) if trains else [])]
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values()]
     callbacks.append(PredictionWriter(folder, is_part=config.test_data.get("shard") is not None))
     if config.save_maps:
         callbacks.append(MapWriter(folder, images))
     trainer: Trainer = instantiate(
         config.trainer,
-        logger=[instantiate(node) for node in (config.logger or {}).values()],
+        logger=[
+            instantiate(node, **({"id": run_id} if node.get("id", run_id) is None else {}))
+            for node in (config.logger or {}).values()
+        ],
         callbacks=callbacks,
+        plugins=[*instantiate(config.trainer.get("plugins") or []), CheckpointFiles()],
         precision=effective_precision(config.trainer),
         default_root_dir=str(folder),
         use_distributed_sampler=False,
@@ -162,8 +215,52 @@ def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | N
                     "check trainer.check_val_every_n_epoch and trainer.limit_val_batches, or test "
                     f"{folder / LAST_CHECKPOINT} by src.eval with ckpt_path"
                 )
-            return Path(callback.best_model_path), float(callback.best_model_score)
+            path = whole_checkpoint(Path(callback.best_model_path))
+            # Its own score: of a damaged one the best before it has taken the place.
+            state = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][callback.state_key]
+            return path, float(state["best_model_score"])
     return folder / LAST_CHECKPOINT, None
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """Where a checkpoint is kept until the next one is whole."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def whole_checkpoint(path: Path) -> Path:
+    """Put the checkpoint before in place of one that is missing or damaged.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: neither of the two is whole.
+    """
+    if not is_first():
+        return path  # all load it after they have met, and the first has looked by then
+    reason = _damage_of(path)
+    if reason is None:
+        return path
+    previous = previous_checkpoint(path)
+    if _damage_of(previous) is not None:
+        hint = f"remove {path.parent.parent} to train again, or choose another paths.output_dir"
+        raise UserError(f"{damaged(path, reason)}; {hint}")
+    rank_zero_warn(f"{damaged(path, reason)}; the one before it, of an earlier epoch, takes its place")
+    previous.replace(path)
+    return path
+
+
+def _damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"the checksum of {broken} is wrong"
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile, zlib, pickle and torch raise many types
+        return reason_of(error)
+    return None
 
 
 def _checkpoints(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:

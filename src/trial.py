@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from datamodules.errors import UserError
 from src.files import damaged, read_json, write_json
 from src.results import read_finished
+from src.stopping import end_processes
 
 TRIAL_FILE = "trial.json"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -31,9 +32,9 @@ class Trial(NamedTuple):
     Attributes:
         number: counted from 0; the folder's name.
         overrides: the command line that makes it, without Hydra's own keys.
-        status: `running` (or killed), `finished` or `failed`.
+        status: `running` (or stopped), `finished` or `failed`.
         objective: what an optimising sweep maximises; None if nothing is selected.
-        error: why it failed, in one line.
+        error: why it failed or was stopped, in one line.
     """
 
     number: int
@@ -132,14 +133,19 @@ def run_in_new_process(command: str) -> float | None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    done = subprocess.run(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True, check=False)
-    lines = done.stderr.splitlines()
+    with subprocess.Popen(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, stderr = process.communicate()
+        except BaseException:
+            end_processes([process])
+            raise
+    lines = stderr.splitlines()
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if said and done.returncode != 0:
+    if said and process.returncode != 0:
         raise UserError(said[-1])
-    print(done.stderr, end="", file=sys.stderr)
-    if done.returncode != 0:
-        raise UserError((lines or [f"exit code {done.returncode}"])[-1])
+    print(stderr, end="", file=sys.stderr)
+    if process.returncode != 0:
+        raise UserError((lines or [f"exit code {process.returncode}"])[-1])
     trained = read_finished(folder).get("trained_weights")
     return trained["score"] if trained else None
 

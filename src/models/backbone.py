@@ -14,9 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
-from open_clip import factory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,10 +23,14 @@ from src.files import sha256_of
 from src.identity import describe_releases
 from src.models import text_tower
 from src.models.architecture import Architecture, read_architecture
-from src.models.loading import values_from
+from src.models.loading import values_from, without
 from src.models.sentence_cache import SentenceCache
 from src.models.text_tower import encode_tokens
 from src.models.weights import Weights, locate_weights
+
+with without("wandb"):  # timm imports it unasked: a second, and folders in the temporary one if the run is killed
+    import open_clip
+    from open_clip import factory
 
 
 class BackboneSource(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,19 @@ def values_from(path: Path | None) -> Iterator[None]:
             yield
     finally:
         torch_files.load.mmap = before
+
+
+@contextmanager
+def without(module: str) -> Iterator[None]:
+    """Have a module look as if it were not installed, to whoever can do without; if it is there already, it stays."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 class _NoInitialValues(TorchFunctionMode):

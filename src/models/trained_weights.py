@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,19 @@ class TrainedWeights(NamedTuple):
 def write_trained_weights(path: Path, method: Method, origin: Origin) -> None:
     """Write the trained parameters alone, to hand to others (safetensors; the origin stands in its header)."""
     state = {name: p.detach().cpu().contiguous() for name, p in method.trainable_parameters().items()}
+    check_finite(state)
     write_bytes(path, save(state, metadata={ORIGIN: json.dumps(origin)}))
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse to write parameters with which every score would be NaN.
+
+    Raises:
+        UserError: some are NaN or infinite.
+    """
+    broken = [name for name, values in state.items() if not values.isfinite().all()]
+    if broken:
+        raise UserError(f"the trained weights are not finite ({_some(broken)}), so they are not written")
 
 
 def read_trained_weights(path: Path) -> TrainedWeights:
@@ -152,7 +165,7 @@ def _first_difference(expected: Shapes, found: Shapes) -> str:
     return f"{name} has shape {found[name]}, expected {expected[name]}; it was trained with another backbone"
 
 
-def _some(names: Shapes) -> str:
+def _some(names: Collection[str]) -> str:
     """The first names of many."""
     first = list(names)[:3]
     return ", ".join(first) + (", ..." if len(names) > len(first) else "")
