@@ -20,7 +20,6 @@ from typing_extensions import TypedDict
 from datamodules.errors import UserError
 from src.files import damaged, read_json, write_json
 from src.results import read_finished
-from src.stopping import end_processes
 
 TRIAL_FILE = "trial.json"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -133,19 +132,15 @@ def run_in_new_process(command: str) -> float | None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    with subprocess.Popen(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            _, stderr = process.communicate()
-        except BaseException:
-            end_processes([process])
-            raise
-    lines = stderr.splitlines()
+    # On a signal the new process is killed, and those that it has started end with it.
+    done = subprocess.run(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    lines = done.stderr.splitlines()
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if said and process.returncode != 0:
+    if said and done.returncode != 0:
         raise UserError(said[-1])
-    print(stderr, end="", file=sys.stderr)
-    if process.returncode != 0:
-        raise UserError((lines or [f"exit code {process.returncode}"])[-1])
+    print(done.stderr, end="", file=sys.stderr)
+    if done.returncode != 0:
+        raise UserError((lines or [f"exit code {done.returncode}"])[-1])
     trained = read_finished(folder).get("trained_weights")
     return trained["score"] if trained else None
 

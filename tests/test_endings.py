@@ -423,6 +423,19 @@ def test_a_signal_ends_all_processes_of_a_run(train: list[str], tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_trial_end_with_the_sweep(number: int, train: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train = [option for option in train if option != "trainer=cpu"]
+    process = start("train", folder, "-m", *train, *DDP, "trainer.max_epochs=100000", "seed=1,2")
+    wait_for(lambda: has_checkpoint(folder / "0"), process)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    time.sleep(3)
+    assert left_of(folder) == []
+
+
+@pytest.mark.slow
 def test_all_processes_end_at_a_loss_that_is_no_number(train: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train = [option for option in train if option != "trainer=cpu"]

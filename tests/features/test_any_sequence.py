@@ -129,23 +129,32 @@ def machine_of(shared: Shared) -> type[RuleBasedStateMachine]:
     return AnySequence
 
 
-def check(monkeypatch: pytest.MonkeyPatch, golden: Golden, folder: Path, *, sequences: int, steps: int) -> None:
-    """Without shrinking, which would run the commands hundreds of times."""
-    options = settings(
-        max_examples=sequences,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(machine_of(Shared(monkeypatch, golden, folder)), settings=options)
+@pytest.fixture
+def sequence(
+    monkeypatch: pytest.MonkeyPatch, golden_a: Golden, tmp_path_factory: pytest.TempPathFactory
+) -> type[RuleBasedStateMachine]:
+    return machine_of(Shared(monkeypatch, golden_a, tmp_path_factory.mktemp("sequence")))
 
 
-def test_a_short_sequence(monkeypatch: pytest.MonkeyPatch, golden_a: Golden, tmp_path: Path) -> None:
-    check(monkeypatch, golden_a, tmp_path, sequences=2, steps=4)
+def test_one_sequence(sequence: Any) -> None:
+    of_three = Command(False, 3, "[candle]", "a photo of a {}.", "float32")
+    of_two = of_three._replace(batch_size=2, categories="[candle,pcb1]")
+    shared_cache = sequence()
+    shared_cache.runs(of_three, has_room=True)
+    shared_cache.is_killed(of_two, writes=4)
+    shared_cache.is_damaged(0, "zeros")
+    shared_cache.runs(of_two, has_room=True)
+    shared_cache.runs(of_two._replace(trains=True, dtype="float16"), has_room=False)
 
 
 @pytest.mark.slow
-def test_any_sequence(monkeypatch: pytest.MonkeyPatch, golden_a: Golden, tmp_path: Path) -> None:
-    check(monkeypatch, golden_a, tmp_path, sequences=6, steps=8)
+def test_any_sequence(sequence: type[RuleBasedStateMachine]) -> None:
+    options = settings(
+        max_examples=5,
+        stateful_step_count=8,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],  # to shrink a sequence would take hundreds of runs
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(sequence, settings=options)

@@ -205,6 +205,22 @@ def test_a_file_that_is_cut_off_is_computed_again(train: Runs, cli: Cli) -> None
     assert train()[1] == 0
 
 
+@pytest.mark.parametrize("extra", [["trainer.precision=bf16-mixed"], ["+trainer.limit_test_batches=1"]])
+@pytest.mark.slow
+def test_batches_of_one_size_under_other_settings(cli: Cli, options: list[str], extra: list[str]) -> None:
+    plain = cli.ok("eval", *options, "model=sdp", *extra, name="plain")
+    for name in ("cold", "warm"):
+        run = cli.ok("eval", *options, "model=sdp", *extra, "feature_cache.enabled=true", name=name)
+        assert results(run) == results(plain)
+
+
+def test_sentences_that_are_known_change_no_figure(cli: Cli, golden_a: Golden, data: Path) -> None:
+    options = [*golden_backbone(golden_a), "model=sdp", f"paths.data_dir={data}", "data@test_data=mvtec"]
+    cold = cli.ok("eval", *options, f"paths.cache_dir={cli.folder / 'other'}", name="cold")
+    cli.ok("eval", *options, "test_data.categories=[pcb1]", name="one")
+    assert results(cli.ok("eval", *options, name="both")) == results(cold)
+
+
 def test_half_precision_is_half_the_size_and_close(train: Runs, cli: Cli) -> None:
     plain, _ = train(OFF)
     half, _ = train("feature_cache.dtype=float16")

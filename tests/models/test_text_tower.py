@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,24 @@ def test_each_distinct_sentence_of_a_list_is_encoded_once(tmp_path: Path, monkey
     torch.testing.assert_close(first[1], second[0], rtol=0, atol=2e-6)
     assert torch.equal(second[0], second[2])
     torch.testing.assert_close(second, by_open_clip(backbone, ["a nut", "a bolt", "a nut"]), rtol=0, atol=2e-6)
+
+
+def test_embeddings_do_not_depend_on_what_is_encoded_beside_them(golden_a: Golden) -> None:
+    lists = [side for name in golden_a.classes for side in paper_prompts().sentences(name)]
+    together = golden_a.backbone.encode_lists(lists)
+    assert all(map(torch.equal, together, map(golden_a.backbone.encode_sentences, lists)))
+
+
+def test_a_sentence_that_is_cut_is_a_warning_each_time(tmp_path: Path) -> None:
+    cache = SentenceCache(tmp_path / "text", "tower")
+    fits = "screw " * 75  # with a beginning and an end 77 tokens
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"1 of 3 sentences are cut at the 77 tokens.*nut nut") as warned:
+            build(tmp_path, cache).encode_lists([["a photo", fits], ["nut " * 76]])
+        assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(tmp_path, cache).encode_lists([["a photo", fits]])
 
 
 def test_text_is_exact_under_autocast(tiny: Backbone) -> None:
