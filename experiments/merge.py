@@ -77,7 +77,10 @@ def read_part(folder: Path) -> Part:
     cut = [setting for setting in provenance["protocol"]["cut_short_by"] if not setting.startswith("test_data.shard=")]
     if cut:
         raise UserError(f"{folder} holds part {shard}, which was cut short by {', '.join(cut)}; run it without")
-    number, count = parse_shard(shard)
+    try:
+        number, count = parse_shard(shard)
+    except UserError as error:
+        raise damaged(folder / PROVENANCE_FILE, str(error)) from error
     return Part(folder, number, count, provenance)
 
 

@@ -23,6 +23,7 @@ from src.models.trained_weights import ORIGIN, Origin, check_finite
 from src.trainer import LAST_CHECKPOINT
 
 Batch = dict[str, Any]
+RUN = "run"  # in a checkpoint: which run it is of
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -48,6 +49,7 @@ class AnomalyModule(LightningModule):
         origin: what the trained parameters say about themselves.
         state_file: where a part of a test leaves its scores, instead of computing metrics of that part.
         frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
+        run_id: the same in all parts of a run that is resumed; its checkpoints carry it.
 
     Attributes:
         test_result: the metrics of the last test.
@@ -67,6 +69,7 @@ class AnomalyModule(LightningModule):
         origin: Origin,
         state_file: Path | None = None,
         frozen_dtype: torch.dtype = torch.float32,
+        run_id: str = "",
     ) -> None:
         super().__init__()
         self.method = method
@@ -76,6 +79,7 @@ class AnomalyModule(LightningModule):
         self.origin = origin
         self.state_file = state_file
         self.frozen_dtype = frozen_dtype
+        self.run_id = run_id
         self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
         self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
         self.strict_loading = False  # checkpoints hold the trained parameters only
@@ -210,6 +214,17 @@ class AnomalyModule(LightningModule):
                 raise SystemExit(1) from error
             raise UserError(f"{error}, after step {self.trainer.global_step}; {self._way_on}") from error
         checkpoint[ORIGIN] = self.origin | {"epochs": self.current_epoch + 1}
+        checkpoint[RUN] = self.run_id
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume this run and no other.
+
+        Raises:
+            UserError: the checkpoint is another run's.
+        """
+        if checkpoint.get(RUN) != self.run_id:
+            last = Path(self.trainer.default_root_dir) / LAST_CHECKPOINT
+            raise UserError(f"{last} is of another run; put this run's back, or choose another paths.output_dir")
 
     def _features(self, batch: Batch) -> Features:
         """Those of a batch that brings them, or else those of its images; of frozen ones the same to the last digit."""

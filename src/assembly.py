@@ -111,6 +111,7 @@ def assemble(config: DictConfig, *, with_training: bool) -> Run:
         origin=origin,
         state_file=state_file,
         frozen_dtype=getattr(torch, config.feature_cache.dtype),
+        run_id=folder.run_id,
     )
     trainer = build_trainer(
         config, folder.path, test_data.image_names, trains=train_data is not None, run_id=folder.run_id

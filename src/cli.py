@@ -72,8 +72,11 @@ def run_command(name: str) -> None:
     finally:
         SweepCallback.lock.close()
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
-    folder = SweepCallback.folder
-    trials: list[Trial] = [] if folder is None else list(read_trials(folder))
+    trials: list[Trial] = []
+    try:
+        trials += read_trials(SweepCallback.folder) if SweepCallback.folder else ()
+    except UserError as error:  # one of their files is damaged, which its trial may have said already
+        task.errors = task.errors or [error]
     failed = [trial for trial in trials if trial.status == "failed"]
     for trial in failed:
         print(f"error: {trial.line}", file=sys.stderr)

@@ -34,6 +34,9 @@ _KINDS = {
 }
 _BY_NAME = ("callbacks", "logger")  # these hold any number of them
 _ANY_CLASS = "builtins.object"
+# Where the classes of nested nodes come from, beside the package of the node that they are in. Other packages have
+# classes that write files or start programs as soon as they are made.
+_NESTED = ("lightning", "torch", "torchmetrics", "src", "datamodules")
 _LARGEST_SEED = 2**32 - 1  # for a larger one, Lightning takes another
 
 
@@ -179,7 +182,15 @@ def _check_targets(content: Any) -> None:
             targets.append((path, value, str(kind)))
         elif kind not in (None, _ANY_CLASS) and value is not None:
             raise UserError(f"{'.'.join(path)} must have a _target_ that names {_wanted(kind)}, or be null; see conf/")
+    owners = {path: str(node["_target_"]).partition(".")[0] for path, node, kind in targets if kind != _ANY_CLASS}
     for path, node, kind in targets:
+        package, owner = (
+            node["_target_"].partition(".")[0],
+            next(owners[key] for key in owners if path[: len(key)] == key),
+        )
+        if package not in (*_NESTED, owner):
+            names = ", ".join(dict.fromkeys((*_NESTED, owner)))
+            raise UserError(f"{'.'.join(path)}._target_ must name a class of {names}, but got {node['_target_']}")
         found = _import(path, node["_target_"])
         _check_class(path, node["_target_"], found, kind)
         _check_against_signature(path, node, found)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,6 +52,13 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers left below a folder when they were killed. Nobody else may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:

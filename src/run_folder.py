@@ -8,7 +8,7 @@ from typing import Any
 
 from datamodules.errors import UserError
 from src.distributed import is_first
-from src.files import write_json
+from src.files import remove_leftovers, write_json
 from src.report.provenance import now
 from src.results import PROVENANCE_FILE, hashes_of, read_provenance
 from src.trainer import LAST_CHECKPOINT, previous_checkpoint
@@ -58,6 +58,8 @@ class RunFolder:
                 f"{path} holds {LAST_CHECKPOINT} but no {PROVENANCE_FILE}, so it is unknown what run it belongs to; "
                 "choose another paths.output_dir"
             )
+        if is_first():
+            remove_leftovers(path)
         self.is_resumed = bool(earlier)
         self.provenance: dict[str, Any] = earlier or {
             "started": now(),

@@ -225,7 +225,10 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     method = Projections()
     with torch.no_grad():
         method.projections.fc[1].weight[2, 3] = value
-    write_trained_weights(tmp_path / "w.safetensors", method, ORIGIN)
+    with pytest.raises(UserError, match=r"not finite \(projections\.fc\.1\.weight\), so they are not written"):
+        write_trained_weights(tmp_path / "w.safetensors", method, ORIGIN)
+    assert not list(tmp_path.iterdir())
+    save_file(method.trainable_parameters(), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors has values in projections\.fc\.1\.weight that are not finite"):
         fitting(tmp_path / "w.safetensors")
 
