@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from datamodules import checks
+from datamodules import options as checks
 from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records

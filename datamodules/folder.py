@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import AnomalyDataModule
-from datamodules.checks import as_text
 from datamodules.errors import UserError
+from datamodules.options import as_text
 from datamodules.paths import below
 from datamodules.records import ANOMALOUS, NORMAL, Record, list_images, pair_masks, stem_below
 

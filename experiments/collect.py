@@ -18,9 +18,9 @@ from statistics import mean, stdev
 from datamodules.errors import UserError
 from src.cli import exit_code_of
 from src.files import write_text
-from src.results import read_metrics, read_provenance
-from src.sweep import read_sweep
-from src.trial import Trial, read_trials
+from src.run.results import read_metrics, read_provenance
+from src.sweeps.checks import read_sweep
+from src.sweeps.trial import Trial, read_trials
 
 SEED = "seed"
 OBJECTIVE = "objective"

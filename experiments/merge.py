@@ -14,18 +14,18 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.checks import parse_shard
 from datamodules.errors import UserError
+from datamodules.options import parse_shard
 from src.callbacks.predictions import Prediction, read_predictions, single_image_score, write_predictions
 from src.cli import exit_code_of
 from src.files import damaged, write_json
-from src.lock import locked
 from src.metrics.functional.fusion import fuse_image_scores
-from src.metrics.state_file import merge_states, read_header
-from src.report.protocol import cut_by
-from src.report.provenance import describe_command, now
 from src.report.table import print_table
-from src.results import (
+from src.run.lock import locked
+from src.run.metric_state import merge_states, read_header
+from src.run.protocol import cut_by
+from src.run.provenance import describe_command, now
+from src.run.results import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     PROVENANCE_FILE,

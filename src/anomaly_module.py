@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError, reason_of
-from src.distributed import gather_rows, is_first
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
-from src.metrics.state_file import write_state
 from src.models.maps import resize_like
 from src.models.method import Features, Method, Scores
-from src.models.trained_weights import ORIGIN, Origin, check_finite
-from src.trainer import LAST_CHECKPOINT
+from src.processes import gather_rows, is_first
+from src.run.metric_state import write_state
+from src.run.trained_weights import ORIGIN, Origin, check_finite
+from src.run.trainer import LAST_CHECKPOINT
 
 Batch = dict[str, Any]
 RUN = "run"  # in a checkpoint: which run it is of

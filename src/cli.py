@@ -24,10 +24,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
-from src.lock import locked
+from src.run.lock import locked
 from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
-from src.sweep import SweepCallback, SweepRefusedError
-from src.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
+from src.sweeps.checks import SweepCallback, SweepRefusedError
+from src.sweeps.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -219,8 +219,8 @@ def _run(name: str, config: DictConfig) -> float | None:
     from src.config import validate
 
     validated = validate(config)
-    from src.distributed import is_first
-    from src.run import COMMANDS
+    from src.commands import COMMANDS
+    from src.processes import is_first
 
     _tame_warnings()
     keeps = locked(Path(HydraConfig.get().runtime.output_dir)) if is_first() else nullcontext()

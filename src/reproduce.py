@@ -20,7 +20,7 @@ from datamodules.errors import UserError
 from src.cli import exit_code_of
 from src.config import Config
 from src.files import damaged, write_text
-from src.results import PROVENANCE_FILE, Provenance, read_finished, read_metrics
+from src.run.results import PROVENANCE_FILE, Provenance, read_finished, read_metrics
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CACHE = "cache"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from src.models.backbone import Backbone, BackboneSource, find_backbone
+from src.clip.backbone import Backbone, BackboneSource, find_backbone
 from src.models.prompts import Prompts
 
 ROOT = Path(__file__).parents[1]

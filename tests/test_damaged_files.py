@@ -17,8 +17,8 @@ from experiments import collect, merge
 from src import reproduce
 from src.callbacks.predictions import COLUMNS, read_predictions
 from src.files import read_json
-from src.results import Provenance
-from src.run_folder import RunFolder
+from src.run.folder import RunFolder
+from src.run.results import Provenance
 from tests.records import CONFIG, DESCRIBED, PROVENANCE
 
 METRICS = {"mean": {"pixel_AP": 0.5}, "categories": {"candle": {"pixel_AP": 0.5, "vanished_masks": 1}}}

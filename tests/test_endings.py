@@ -23,7 +23,7 @@ from src.anomaly_module import AnomalyModule
 from src.cli import run_command
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
-from src.trial import read_trials
+from src.sweeps.trial import read_trials
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import ROOT, Golden
 
@@ -257,7 +257,7 @@ def test_a_damaged_best_checkpoint_makes_way_for_the_best_before(
 
     monkeypatch.setattr(AnomalyModule, "on_validation_epoch_end", log_score)
     with monkeypatch.context() as patch:
-        patch.setattr("src.run._test", power_cut)
+        patch.setattr("src.commands._test", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             cli("train", *held_out)
     truncate(cli.folder / "run" / "checkpoints" / "best.ckpt")

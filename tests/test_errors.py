@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.models import weights
+from src.clip import weights
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import ROOT, Golden
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.trial import read_trials
+from src.sweeps.trial import read_trials
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import ROOT, Golden
 

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch._inductor.exc import InvalidCxxCompiler
 
-from src.models.backbone import Backbone, BackboneSource
+from src.clip.backbone import Backbone, BackboneSource
 from src.models.dual_block import run_block
 from src.models.sdp_plus import SDPPlus
-from src.trainer import shortcuts
+from src.run.trainer import shortcuts
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
@@ -109,7 +109,7 @@ def test_sentences_are_encoded_once_for_all_runs(
     cli: Cli, options: list[str], golden_a: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cold = cli.ok("eval", "+exp=sdp_mvtec", *options, name="cold")
-    monkeypatch.setattr("src.models.backbone.encode_tokens", None)  # the tower can't be asked any more
+    monkeypatch.setattr("src.clip.backbone.encode_tokens", None)  # the tower can't be asked any more
     warm = cli.ok("eval", "+exp=sdp_mvtec", *options, "trainer.precision=32-true", name="warm")
     assert warm.metrics == cold.metrics
     assert warm.predictions == cold.predictions

@@ -108,7 +108,7 @@ def test_a_run_that_was_killed_after_it_had_stopped_trains_no_more(
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("src.run._test", power_cut)
+        patch.setattr("src.commands._test", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             cli("train", *options)
     last = cli.folder / "run" / "checkpoints" / "last.ckpt"

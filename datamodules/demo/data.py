@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from datamodules.demo.generate import demo_data
-from datamodules.demo.protocol import DEFECTS
+from datamodules.demo.settings import DEFECTS
 from datamodules.mvtec import MVTec
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from filelock import FileLock
 from PIL import Image
 
-from datamodules.demo.protocol import DEFECTS, REPORT_SEED, SIZE, TEST_GOOD, TEST_PER_DEFECT, TRAIN_GOOD, VERSION
 from datamodules.demo.render import render
+from datamodules.demo.settings import DEFECTS, REPORT_SEED, SIZE, TEST_GOOD, TEST_PER_DEFECT, TRAIN_GOOD, VERSION
 from datamodules.errors import UserError
 
 RECIPE_FILE = "recipe.json"

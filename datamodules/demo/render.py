@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from datamodules.demo import defects, objects, textures
 from datamodules.demo.defects import Painted
 from datamodules.demo.photo import shoot
-from datamodules.demo.protocol import DEFECTS
 from datamodules.demo.scene import Array, Mask, Scene
+from datamodules.demo.settings import DEFECTS
 
 _DRAW: dict[str, Callable[[np.random.Generator, int], Scene]] = {
     name: getattr(textures, name, None) or getattr(objects, name) for name in DEFECTS

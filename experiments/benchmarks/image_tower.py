@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
 from experiments.demo_backbone.captions import project_prompts
-from src.models.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
 from src.models.maps import gaussian_blur
 from src.models.sdp import SDP

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from src.models.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, find_backbone
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = "ViT-B-16-plus-240"

@@ -16,7 +16,7 @@ import open_clip
 
 from experiments.benchmarks.runs import ARCHITECTURE, save_random_weights
 from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
-from src.models.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, find_backbone
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {

@@ -27,7 +27,7 @@ class Curve:
 
     def watch(self) -> None:
         """From now on, note it around the building of every model."""
-        from src.models.backbone import Backbone
+        from src.clip.backbone import Backbone
 
         build = Backbone.__init__
 

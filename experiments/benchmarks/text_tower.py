@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from experiments.benchmarks.timing import paired_medians, print_table, set_threads, write_results
 from experiments.demo_backbone.captions import project_prompts
-from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
+from src.clip.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
+from src.clip.sentence_cache import SentenceCache
+from src.clip.text_tower import encode_tokens
 from src.models.representative import REPRESENTATIVES
-from src.models.sentence_cache import SentenceCache
 from src.models.text import PromptEnsemble
-from src.models.text_tower import encode_tokens
 
 NAME = "ViT-B-16-plus-240"  # weights don't change the time: random ones
 CLASSES = (

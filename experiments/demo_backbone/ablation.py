@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.demo.protocol import PROJECTION_TEST, PROJECTION_TRAIN
+from datamodules.demo.settings import PROJECTION_TEST, PROJECTION_TRAIN
 from experiments.demo_backbone.captions import project_prompts
 from experiments.demo_backbone.measure import (
     EPOCHS,
@@ -27,8 +27,8 @@ from experiments.demo_backbone.measure import (
     score,
 )
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE
+from src.clip.backbone import Backbone
 from src.metrics.benchmark_metrics import METRIC_NAMES
-from src.models.backbone import Backbone
 from src.models.maps import to_grid
 from src.models.method import Features, Method
 from src.models.sdp import CLIP_TEMPERATURE, SDP

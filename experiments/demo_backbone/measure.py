@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.demo.protocol import (
+from datamodules.demo.render import render
+from datamodules.demo.settings import (
     DEFECTS,
     PROJECTION_TEST,
     PROJECTION_TRAIN,
@@ -23,12 +24,11 @@ from datamodules.demo.protocol import (
     TEST_GOOD,
     TEST_PER_DEFECT,
 )
-from datamodules.demo.render import render
 from experiments.demo_backbone.batches import MEAN, STD
 from experiments.demo_backbone.captions import project_prompts
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE
+from src.clip.backbone import Backbone, find_backbone
 from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkMetrics, BenchmarkResult
-from src.models.backbone import Backbone, find_backbone
 from src.models.method import Method
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.demo.protocol import DEFECTS, SIZE, TRAINING_SEED
 from datamodules.demo.render import render
+from datamodules.demo.settings import DEFECTS, SIZE, TRAINING_SEED
 
 CHUNK = 100
 

@@ -11,7 +11,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.models.architecture import STAGES
+from src.clip.architecture import STAGES
 from src.models.dual_block import BlockPlan, run_block
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")

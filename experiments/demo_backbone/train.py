@@ -14,7 +14,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import nn
 
-from datamodules.demo.protocol import DEFECTS, TRAINING_SEED
+from datamodules.demo.settings import DEFECTS, TRAINING_SEED
 from experiments.demo_backbone.batches import Batch, Batches
 from experiments.demo_backbone.captions import Captions
 from experiments.demo_backbone.codes import NARROW, WIDE, embed_all, side_codes, train_text
@@ -23,7 +23,7 @@ from experiments.demo_backbone.objective import Losses, Objective
 from experiments.demo_backbone.pool import Pool, load_pool
 from experiments.demo_backbone.start import start_image_tower
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, embed_cls, embed_window, level_tokens
-from src.models.architecture import STAGES
+from src.clip.architecture import STAGES
 
 VOCABULARY, WEIGHTS_NAME = 49408, "demo_clip.safetensors"
 SENTENCES = 3

@@ -14,7 +14,7 @@ from experiments.faults.commands import CACHED, EVAL, TRAIN, UNCACHED
 from experiments.faults.ends import killed
 from experiments.faults.harness import Fault, Place, expect
 from experiments.faults.meddling import at_write, kill
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.sdp_plus import SDPPlus
 
 OWN = """

@@ -31,9 +31,9 @@ from wandb.sdk.data_types._private import MEDIA_TMP
 
 import experiments.collect
 import experiments.merge
+import src.commands
 import src.models.sdp_plus
 import src.reproduce
-import src.run
 from experiments.faults.meddling import Meddling, NoMountError, written_path
 from src.cli import run_command
 from tests.golden_reference import Golden

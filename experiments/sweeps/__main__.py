@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.collect import collect
 from src.files import write_text
-from src.trial import Trial, read_trials
+from src.sweeps.trial import Trial, read_trials
 
 OUTPUT = Path("outputs/sweeps")
 RESULTS = Path(__file__).with_name("results.md")

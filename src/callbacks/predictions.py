@@ -14,11 +14,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.errors import reason_of
-from src.distributed import gather_rows, is_first
 from src.files import damaged, write_text
 from src.metrics.functional.fusion import fuse_image_scores
 from src.models.method import Scores
-from src.results import PREDICTIONS_FILE
+from src.processes import gather_rows, is_first
+from src.run.results import PREDICTIONS_FILE
 
 COLUMNS = ("image_path", "category", "label", "cls_score", "map_max", "image_score")
 

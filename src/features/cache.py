@@ -17,12 +17,12 @@ from torch import Tensor
 
 from datamodules.base import AnomalyDataModule
 from datamodules.records import Record
-from src.distributed import say
 from src.features.batches import compute_features
 from src.features.store import ArrayStore, NoRoom
 from src.files import sha256_of
 from src.identity import NoSource, describe_code
 from src.models.method import Features, Method
+from src.processes import say
 
 FORMAT = 2  # to be raised whenever the same settings give other features or masks than before
 MASK = "mask"

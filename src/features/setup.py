@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from datamodules.base import AnomalyDataModule
 from src.arrays import checksum
+from src.clip.backbone import Backbone, BackboneSource
 from src.features.cache import FeatureCache
 from src.features.store import ArrayStore
 from src.identity import NoSource, describe_code, describe_machine
-from src.models.backbone import Backbone, BackboneSource
 from src.models.method import Method
-from src.trainer import shortcuts
+from src.run.trainer import shortcuts
 
 AUTO = "auto"
 

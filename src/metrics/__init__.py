@@ -4,7 +4,7 @@ from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkMetrics, Benchm
 from src.metrics.curve_metrics import AUPRO, AUROC, AveragePrecision, F1Max
 from src.metrics.image_metrics import ImageMetrics
 from src.metrics.pixel_metrics import PixelMetrics
-from src.metrics.state_file import merge_states, write_state
+from src.run.metric_state import merge_states, write_state
 
 __all__ = [
     "AUPRO",

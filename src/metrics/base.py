@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.metrics.distributed import common_dtype, gathered, summed
+from src.metrics.exchange import common_dtype, gathered, summed
 from src.metrics.functional import (
     Curve,
     anomalous_side,
@@ -19,7 +19,7 @@ from src.metrics.functional import (
     f1_max,
     sort_and_count,
 )
-from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
+from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 
 class CurveMetric(Metric):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.utilities import rank_zero_warn
 
-from src.metrics.distributed import is_shared, summed
+from src.metrics.exchange import is_shared, summed
 from src.metrics.image_metrics import ImageMetrics
 from src.metrics.pixel_metrics import PIXEL_ERRORS, PixelMetrics
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from src.metrics.base import joined, summarise
-from src.metrics.distributed import gathered
+from src.metrics.exchange import gathered
 from src.metrics.functional import exact_curve, fuse_image_scores
-from src.metrics.functional.checks import as_scores, as_truth, check_ndim, check_shape
+from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 
 class ImageMetrics(Metric):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.base import RegionCurveMetric, summarise
-from src.metrics.distributed import summed
+from src.metrics.exchange import summed
 from src.metrics.functional import (
     Curve,
     aupro,

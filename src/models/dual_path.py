@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from src.models.architecture import STAGES, check_feature_layers
-from src.models.backbone import Backbone
+from src.clip.architecture import STAGES, check_feature_layers
+from src.clip.backbone import Backbone
 from src.models.dual_block import BlockPlan, run_block
 
 FeatureTap = Literal["reference", "block_output"]

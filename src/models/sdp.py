@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.errors import UserError
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.dual_path import DualPath, FeatureTap, Level
 from src.models.maps import gaussian_blur, to_grid
 from src.models.method import Features, Frozen, Method, Scores

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.dual_path import FeatureTap
 from src.models.losses import check_loss_weights, segmentation_loss
 from src.models.maps import to_grid

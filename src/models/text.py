@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.method import TextFeatures
 from src.models.prompts import Prompts
 from src.models.representative import REPRESENTATIVES, representative_vector

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from datamodules.demo import generate, objects, protocol, textures
+from datamodules.demo import generate, objects, textures
+from datamodules.demo import settings as protocol
 from datamodules.demo.generate import Recipe, demo_data
-from datamodules.demo.protocol import DEFECTS, PROJECTION_TEST, PROJECTION_TRAIN, REPORT_SEED, SELECTION_SEED, SIZE
 from datamodules.demo.render import render
+from datamodules.demo.settings import DEFECTS, PROJECTION_TEST, PROJECTION_TRAIN, REPORT_SEED, SELECTION_SEED, SIZE
 from datamodules.errors import UserError
 
 TINY = Recipe(seed=5, train_good=1, test_good=1, test_per_defect=1)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from datamodules.demo.protocol import PROJECTION_TEST, PROJECTION_TRAIN
+from datamodules.demo.settings import PROJECTION_TEST, PROJECTION_TRAIN
 from experiments.demo.compare import side_by_side
 from experiments.demo.pictures import draw_cases
 from tests.cli import Cli, Finished

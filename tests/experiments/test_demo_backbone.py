@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from datamodules.demo.protocol import DEFECTS
+from datamodules.demo.settings import DEFECTS
 from experiments.demo_backbone.captions import Captions, project_prompts
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, embed_cls, embed_window, level_tokens
-from src.models.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
 
 WEIGHTS = ARCHITECTURE_FILE.with_name("demo_clip.safetensors")

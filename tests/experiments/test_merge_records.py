@@ -18,7 +18,7 @@ from datamodules.errors import UserError
 from experiments.merge import merge
 from src.callbacks.predictions import Prediction, write_predictions
 from src.metrics import BenchmarkMetrics, write_state
-from src.results import PREDICTIONS_FILE, PROVENANCE_FILE, STATE_FILE, hashes_of
+from src.run.results import PREDICTIONS_FILE, PROVENANCE_FILE, STATE_FILE, hashes_of
 from tests.records import CONFIG, DESCRIBED, PROVENANCE
 
 CATEGORIES = {"candle": 4, "nut": 4}

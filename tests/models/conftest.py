@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from tests.models.helpers import build_backbone
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.models.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, find_backbone
 from src.models.prompts import Prompts
 
 TEXT_CONFIG = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.dual_block import dual_attention, run_block
 from src.models.dual_path import DualPath, FeatureTap
 from src.models.sdp_plus import SDPPlus

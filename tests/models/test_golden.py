@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.dual_path import DualPath
 from src.models.maps import gaussian_blur
 from src.models.representative import representative_vector

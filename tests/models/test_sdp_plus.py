@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.errors import UserError
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.projections import LevelProjections
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus

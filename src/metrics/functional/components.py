@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.metrics.functional.checks import as_truth, check_ndim
+from src.metrics.functional.arguments import as_truth, check_ndim
 
 
 class ComponentAreas(NamedTuple):

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from src.metrics.functional.arguments import as_scores, check_ndim, check_shape
 from src.metrics.functional.bits import from_ordered_bits, to_ordered_bits
-from src.metrics.functional.checks import as_scores, check_ndim, check_shape
 
 Scores = NDArray[np.floating]
 

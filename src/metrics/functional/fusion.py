@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from src.metrics.functional.checks import as_scores, check_ndim, check_shape
+from src.metrics.functional.arguments import as_scores, check_ndim, check_shape
 
 
 def fuse_image_scores(cls_score: Tensor, map_max: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from src.distributed import is_first
 from src.files import remove_leftovers, write_json
-from src.report.provenance import now
-from src.results import PROVENANCE_FILE, hashes_of, read_provenance
-from src.trainer import LAST_CHECKPOINT, previous_checkpoint
+from src.processes import is_first
+from src.run.provenance import now
+from src.run.results import PROVENANCE_FILE, hashes_of, read_provenance
+from src.run.trainer import LAST_CHECKPOINT, previous_checkpoint
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
 _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")

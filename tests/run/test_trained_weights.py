@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.method import Features, Method, Scores
 from src.models.projections import LevelProjections
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
-from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights, write_trained_weights
+from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights, write_trained_weights
 from tests.models.helpers import PROMPTS
 
 ORIGIN: Origin = {

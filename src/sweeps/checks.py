@@ -13,9 +13,9 @@ from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
 from src.files import read_json, write_json
-from src.lock import locked
-from src.results import PROVENANCE_FILE
-from src.trial import is_search, read_trials, starts_processes
+from src.run.lock import locked
+from src.run.results import PROVENANCE_FILE
+from src.sweeps.trial import is_search, read_trials, starts_processes
 
 SWEEP_FILE = "sweep.json"
 _STARTED_TOGETHER = ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE")  # set by srun and torchrun

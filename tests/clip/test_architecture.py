@@ -11,7 +11,7 @@ from open_clip.model import _build_vision_tower
 from open_clip.transformer import VisionTransformer
 
 from datamodules.errors import UserError
-from src.models.architecture import Architecture, check_feature_layers, read_architecture
+from src.clip.architecture import Architecture, check_feature_layers, read_architecture
 from tests.models.helpers import tiny_config
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from datamodules.errors import UserError
-from src import run_folder
-from src.run_folder import RunFolder
+from src.run import folder as run_folder
+from src.run.folder import RunFolder
 from tests.records import CONFIG, DESCRIBED, data_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from src.distributed import is_first
 from src.files import write_text
+from src.processes import is_first
 
 
 class ResumableCSVLogger(CSVLogger):

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from datamodules.errors import UserError
-from src.assembly import Run, assemble, plain
-from src.distributed import is_first, say
 from src.features.cache import off
 from src.files import write_json
-from src.models.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
+from src.processes import is_first, say
 from src.report.table import close_loggers, log_table, print_table
-from src.results import METRICS_FILE
-from src.trainer import selected_checkpoint, whole_checkpoint
+from src.run.assembly import Run, assemble, plain
+from src.run.results import METRICS_FILE
+from src.run.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
+from src.run.trainer import selected_checkpoint, whole_checkpoint
 
 
 def train(config: DictConfig) -> float | None:

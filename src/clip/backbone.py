@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.errors import UserError, reason_of
+from src.clip import text_tower
+from src.clip.architecture import Architecture, read_architecture
+from src.clip.loading import values_from, without
+from src.clip.sentence_cache import SentenceCache
+from src.clip.text_tower import encode_tokens
+from src.clip.weights import Weights, locate_weights
 from src.files import sha256_of
 from src.identity import describe_releases
-from src.models import text_tower
-from src.models.architecture import Architecture, read_architecture
-from src.models.loading import values_from, without
-from src.models.sentence_cache import SentenceCache
-from src.models.text_tower import encode_tokens
-from src.models.weights import Weights, locate_weights
 
 with without("wandb"):  # timm imports it unasked: a second, and folders in the temporary one if the run is killed
     import open_clip

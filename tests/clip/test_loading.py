@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.serialization import config as torch_files
 
-from src.models.loading import values_from
+from src.clip.loading import values_from
 
 
 def build() -> None:

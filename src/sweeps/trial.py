@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
 from src.files import damaged, read_json, write_json
-from src.results import read_finished
+from src.run.results import read_finished
 
 TRIAL_FILE = "trial.json"
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

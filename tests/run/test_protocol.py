@@ -10,7 +10,7 @@ import pytest
 from datamodules.errors import UserError
 from datamodules.folder import Folder
 from datamodules.mvtec import MVTec
-from src.report.protocol import DataUse, Protocol, describe_use, shared_categories
+from src.run.protocol import DataUse, Protocol, describe_use, shared_categories
 from tests.datamodules.helpers import save_image
 
 

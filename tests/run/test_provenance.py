@@ -17,7 +17,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from src.report import provenance
+from src.run import provenance
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import constants as hub_constants
 
 from datamodules.errors import UserError
-from src.models.backbone import find_backbone
-from src.models.weights import CLIP_MEAN, CLIP_STD, Weights, locate_weights
+from src.clip.backbone import find_backbone
+from src.clip.weights import CLIP_MEAN, CLIP_STD, Weights, locate_weights
 
 HUB_TAG = {"hf_hub": "someone/tiny/", "mean": (0.5, 0.5, 0.5), "std": (0.1, 0.2, 0.3), "quick_gelu": True}
 

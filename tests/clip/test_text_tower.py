@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.models import text_tower
-from src.models.backbone import Backbone, describe_text_tower, find_backbone
-from src.models.sentence_cache import SentenceCache
+from src.clip import text_tower
+from src.clip.backbone import Backbone, describe_text_tower, find_backbone
+from src.clip.sentence_cache import SentenceCache
+from src.clip.text_tower import encode_tokens, find_prefixes, has_causal_text_tower
 from src.models.text import PromptEnsemble
-from src.models.text_tower import encode_tokens, find_prefixes, has_causal_text_tower
 from tests.golden_reference import Golden, paper_prompts
 from tests.models.helpers import PROMPTS, randomise, tiny_config, write_architecture
 
@@ -143,7 +143,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(tokens))
         return encode_tokens(clip, tokens)
 
-    monkeypatch.setattr("src.models.backbone.encode_tokens", count)
+    monkeypatch.setattr("src.clip.backbone.encode_tokens", count)
     return calls
 
 

@@ -17,18 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.clip.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
+from src.clip.sentence_cache import SentenceCache
 from src.features.cache import FeatureCache
 from src.features.setup import open_feature_cache
 from src.files import sha256_of
-from src.models.backbone import Backbone, BackboneSource, describe_text_tower, find_backbone
 from src.models.method import Method
-from src.models.sentence_cache import SentenceCache
-from src.models.trained_weights import Origin, load_trained_weights, read_trained_weights
-from src.report import provenance
-from src.report.protocol import Protocol, describe_use, shared_categories
-from src.results import STATE_FILE, Weights
-from src.run_folder import RunFolder
-from src.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
+from src.run import provenance
+from src.run.folder import RunFolder
+from src.run.protocol import Protocol, describe_use, shared_categories
+from src.run.results import STATE_FILE, Weights
+from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
+from src.run.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
 
 
 @dataclass

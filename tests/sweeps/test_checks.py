@@ -12,9 +12,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 
-from src.models.backbone import Backbone
+from src.clip.backbone import Backbone
 from src.models.sdp_plus import SDPPlus
-from src.trial import read_trials
+from src.sweeps.trial import read_trials
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 from tests.records import PROVENANCE
@@ -161,7 +161,7 @@ def test_a_trial_over_several_processes_has_a_command_line_of_its_own(
         (target / "provenance.json").write_text(json.dumps(PROVENANCE | {"trained_weights": trained}))
         return subprocess.CompletedProcess(command, int(failed), stderr="noise\nerror: no GPU\n" if failed else "")
 
-    monkeypatch.setattr("src.trial.subprocess.run", record)
+    monkeypatch.setattr("src.sweeps.trial.subprocess.run", record)
     done = cli("train", "-m", *options, *TRAIN, "trainer.devices=2", "optimizer.lr=1e-3,1e-2", name="sweep")
     assert [line.rsplit(": ", 1)[1] for line in errors(done)] == ["no GPU"]
     assert [trial.objective for trial in read_trials(done.folder)] == [None, 0.25]

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 from datamodules.errors import UserError, reason_of
 from src.callbacks.maps import MapWriter
 from src.callbacks.predictions import PredictionWriter
-from src.distributed import is_first
 from src.files import damaged, replacing
 from src.metrics.benchmark_metrics import METRIC_NAMES
+from src.processes import is_first
 from src.stopping import end_processes, listen_again
 
 LAST = "last"

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from datamodules.errors import UserError, reason_of
 from src.files import checked, parsed, write_bytes
 from src.models.method import Method
-from src.results import DataUse, Weights
+from src.run.results import DataUse, Weights
 
 ORIGIN = "origin"
 _METHOD_PREFIX = "method."

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.files import sha256_of
-from src.results import DataUse
+from src.run.results import DataUse
 
 
 def describe_use(data: AnomalyDataModule) -> DataUse:

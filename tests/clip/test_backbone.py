@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.serialization import config as torch_files
 
 from datamodules.errors import UserError
-from src.models import text_tower
-from src.models.backbone import Backbone, find_backbone
+from src.clip import text_tower
+from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
 from tests.models.helpers import build_backbone, random_images, tiny_config, write_architecture
 

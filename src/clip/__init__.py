@@ -1,0 +1,1 @@
+"""open_clip: architectures, weights, towers and what is kept of them."""

@@ -1,0 +1,1 @@
+"""A run: its folder, what it was, its objects and its results."""

@@ -1,0 +1,1 @@
+"""Sweeps: their trials, what is refused, and their results in one table."""
