@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from datamodules.demo.generate import demo_data as draw_demo_data
+from src.clip.backbone import Backbone
 from tests.cli import Cli
 from tests.golden_reference import Golden
+from tests.small_clip import build_backbone
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,6 +34,12 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def golden_a(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """The golden file with the published levels."""
     return Golden("a", tmp_path_factory.mktemp("golden_a"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A small CLIP that all tests share: don't change its parameters."""
+    return build_backbone(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -86,17 +86,17 @@ def check_feature_layers(feature_layers: Sequence[int], architecture: Architectu
     """Check that the levels are block numbers, counted from 1, in rising order.
 
     Raises:
-        UserError: a number is out of range, or the numbers don't rise.
+        ValueError: a number is out of range, or the numbers don't rise.
     """
     depth = architecture.depth
     is_list = isinstance(feature_layers, Sequence) and not isinstance(feature_layers, str)
     if not (is_list and feature_layers and all(isinstance(n, int) and 1 <= n <= depth for n in feature_layers)):
-        raise UserError(
-            f"model.feature_layers must be a list of block numbers from 1 to {depth} for {architecture.name}, "
+        raise ValueError(
+            f"feature_layers must be a list of block numbers from 1 to {depth} for {architecture.name}, "
             f"but got {feature_layers}"
         )
     if list(feature_layers) != sorted(set(feature_layers)):
-        raise UserError(f"model.feature_layers must rise and not repeat, but got {feature_layers}")
+        raise ValueError(f"feature_layers must rise and not repeat, but got {feature_layers}")
 
 
 def _require_plain_vit(name: str, vision: Mapping[str, Any]) -> None:

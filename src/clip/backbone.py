@@ -142,6 +142,14 @@ class Backbone(nn.Module):
         tokens: Tensor = self.clip.visual._embeds(images)
         return tokens
 
+    @torch.no_grad()
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """The tower's own tokens after its last block, CLS first: images (B, 3, H, W), normalised -> (B, 1+P, D)."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.project(tokens).float()
+
     def project(self, tokens: Tensor) -> Tensor:
         """Final norm and visual projection of every token: (B, 1+P, W) -> (B, 1+P, D)."""
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj

@@ -63,6 +63,18 @@ def _folded_kernel(size: int, sigma: float) -> Tensor:
     return matrix.scatter_add_(1, source, kernel.expand(size, -1))
 
 
+@lru_cache(maxsize=8)
+def aligned_upsampling(source: int, target: int) -> Tensor:
+    """Linear interpolation with aligned corners as a matrix (target, source) in float64: out = matrix @ signal.
+
+    As matrix products it is faster than torch's, and its gradient does not depend on the order of threads on a GPU.
+    """
+    with torch.inference_mode(False):  # what is kept has to serve training too
+        positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
+        distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
+        return (1 - distances).clamp_min(0)
+
+
 def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
     """Bring maps to the size at which they are compared with masks, bilinearly.
 

@@ -1,6 +1,6 @@
 """What every method is to the rest of the framework.
 
-B images, H x W pixels, D embedding.
+B images, H x W pixels, D embedding, K reference images of a category.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+Features = Mapping[str, Tensor]
 
 
 class Scores(NamedTuple):
@@ -19,16 +19,26 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_map: (B, H, W), smoothed, at the model's image size; larger is more anomalous, any real number.
-        cls_score: (B,), the anomalous class's probability from the CLS token, in [0, 1].
-        map_max: (B,), the maximum of each anomaly map.
+        terms: image-level scores by name, (B,) each; larger is more anomalous. A benchmark fuses them over the test
+            images of a category by the method's rule.
+        single_score: (B,), the score of an image on its own.
     """
 
     anomaly_map: Tensor
-    cls_score: Tensor
-    map_max: Tensor
+    terms: Mapping[str, Tensor]
+    single_score: Tensor
 
 
-Features = Mapping[str, Tensor]
+class Targets(NamedTuple):
+    """What is known of a batch's images; None where the data does not say.
+
+    Attributes:
+        mask: (B, H, W) of {0, 1}.
+        label: (B,) of {0, 1}.
+    """
+
+    mask: Tensor | None
+    label: Tensor | None
 
 
 class Frozen(NamedTuple):
@@ -49,12 +59,12 @@ class TextFeatures(nn.Module, ABC):
     """Turns class names into text features; it may have parameters of its own, such as learned prompts."""
 
     @abstractmethod
-    def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
+    def prepare(self, class_names: Sequence[str], data_set: str) -> None:
         """Get ready for the classes of one data set, before its first batch, on the device of the run.
 
         Args:
             class_names: every class that batches will ask for.
-            dbscan: the data set's `eps` and `min_samples`.
+            data_set: its name, such as `visa`, for a choice that depends on it.
         """
 
     @abstractmethod
@@ -68,15 +78,21 @@ class Method(nn.Module, ABC):
     `features` is what an image gives, each of them (B, ...); `score` and `loss` take it from there. A method whose
     features no training changes says so by `frozen`, and they are computed once instead of in every epoch.
 
+    A wrong argument is a ValueError whose message begins with the argument's name.
+
     Attributes:
         name: short name for files, such as `sdp_plus`.
         text: what turns class names into text features.
+        terms: the names of the image-level scores, in the order in which tables show them.
+        fusion: how a benchmark fuses the terms, one of `src.metrics.functional.FUSIONS`.
         frozen: what the features depend on; None if training changes them. A subclass with other features has to
             say anew what they depend on.
     """
 
     name: str
     text: TextFeatures
+    terms: Sequence[str]
+    fusion: str = "single"
     frozen: Frozen | None = None
 
     def features(self, images: Tensor) -> Features:
@@ -87,15 +103,15 @@ class Method(nn.Module, ABC):
     def score(self, features: Features, text: Tensor) -> Scores:
         """Score images by their features, given their text features (B, D, 2)."""
 
-    def loss(self, features: Features, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Features, text: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The training loss as `loss`, and its parts by name, all scalars; only for methods that train.
 
         Args:
             features: of B images.
             text: (B, D, 2).
-            masks: (B, H, W) of {0, 1}.
+            targets: masks and labels of the images.
         """
-        raise UserError(f"model {self.name} has nothing to train")
+        raise NotImplementedError(f"model {self.name} has nothing to train")
 
     def forward(self, images: Tensor, text: Tensor) -> Scores:
         """Score images (B, 3, H, W), given their text features (B, D, 2)."""

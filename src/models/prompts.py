@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from datamodules.errors import UserError
-
 
 class Sentences(NamedTuple):
     """The two sides of one class."""
@@ -24,16 +22,16 @@ class Prompts:
         templates: photo descriptions, such as `a photo of the {}.`
 
     Raises:
-        UserError: a list is empty, or an entry has not exactly one place `{}`.
+        ValueError: a list is empty, or an entry has not exactly one place `{}`.
     """
 
     def __init__(self, normal: Sequence[str], anomalous: Sequence[str], templates: Sequence[str]) -> None:
         for key, entries in (("normal", normal), ("anomalous", anomalous), ("templates", templates)):
             if not entries:
-                raise UserError(f"prompts.{key} is empty; give at least one sentence with a place {{}}")
+                raise ValueError(f"{key} is empty; give at least one sentence with a place {{}}")
             for entry in entries:
                 if not isinstance(entry, str) or entry.count("{}") != 1:
-                    raise UserError(f"prompts.{key}: expected exactly one {{}} in each entry, but got '{entry}'")
+                    raise ValueError(f"{key}: expected exactly one {{}} in each entry, but got '{entry}'")
         self.normal = list(normal)
         self.anomalous = list(anomalous)
         self.templates = list(templates)

@@ -17,8 +17,6 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.errors import UserError
-
 KDE_BANDWIDTH = 0.3
 MEAN_SHIFT_BANDWIDTH = 2.0
 REPRESENTATIVES = ("mean", "pca", "kde", "dbscan", "mean_shift")
@@ -38,7 +36,7 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
         (D,), unit length, on the device of `embeddings`, float32.
 
     Raises:
-        UserError: unknown method, or DBSCAN finds no cluster.
+        ValueError: unknown method, or DBSCAN finds no cluster.
     """
     methods: dict[str, Callable[[Array], Array]] = {
         "mean": lambda rows: rows.mean(axis=0),
@@ -47,10 +45,30 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
         "dbscan": lambda rows: largest_cluster_mean(rows, **dbscan),
         "mean_shift": mean_shift_mean,
     }
-    if method not in methods:
-        raise UserError(f"model.representative must be one of {', '.join(REPRESENTATIVES)}, but got '{method}'")
+    check_representative(method)
     vector = methods[method](embeddings.cpu().double().numpy())
     return F.normalize(torch.as_tensor(vector, dtype=torch.float64), dim=0).float().to(embeddings.device)
+
+
+def check_representative(method: str) -> None:
+    """Raise a ValueError that lists the valid names when `method` is none of them."""
+    if method not in REPRESENTATIVES:
+        raise ValueError(f"representative must be one of {', '.join(REPRESENTATIVES)}, but got '{method}'")
+
+
+def check_dbscan(dbscan: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check DBSCAN's parameters of each data set: a radius and a number of neighbours.
+
+    Raises:
+        ValueError: they are others, or out of range; or there are none for `default`.
+    """
+    if "default" not in dbscan:
+        raise ValueError(f"dbscan must have parameters for default, but has them for {', '.join(dbscan)}")
+    for name, own in dbscan.items():
+        eps, min_samples = own.get("eps"), own.get("min_samples")
+        is_right = isinstance(eps, (int, float)) and eps > 0 and isinstance(min_samples, int) and min_samples >= 1
+        if not is_right or set(own) != {"eps", "min_samples"}:
+            raise ValueError(f"dbscan.{name} must have eps above 0 and min_samples of 1 or more, but got {dict(own)}")
 
 
 def first_component_scores(rows: Array) -> Array:
@@ -70,9 +88,9 @@ def largest_cluster_mean(rows: Array, eps: float, min_samples: int) -> Array:
     """Mean of DBSCAN's largest cluster."""
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
     if (labels < 0).all():
-        raise UserError(
+        raise ValueError(
             f"dbscan found no cluster among {len(rows)} sentences with eps={eps} and min_samples={min_samples}; "
-            "raise dbscan.eps or lower dbscan.min_samples of the data set, or choose model.representative=mean"
+            "raise eps or lower min_samples of the data set, or choose representative=mean"
         )
     return _mean_of_largest(rows, labels)
 

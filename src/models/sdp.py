@@ -5,21 +5,21 @@ B images, L levels, P patches, D embedding, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.errors import UserError
+from src.clip.architecture import STAGES
 from src.clip.backbone import Backbone
-from src.models.dual_path import DualPath, FeatureTap, Level
+from src.models.dual_path import DualPath, FeatureTap
 from src.models.maps import gaussian_blur, to_grid
 from src.models.method import Features, Frozen, Method, Scores
 from src.models.prompts import Prompts
 from src.models.surgery import surgery_similarity
-from src.models.text import PromptEnsemble
+from src.models.text import DBSCAN, PromptEnsemble
 
 CLIP_TEMPERATURE = 100.0
 
@@ -30,46 +30,55 @@ class SDP(Method):
     Args:
         backbone: the frozen CLIP.
         prompts: the sentences of a class.
-        feature_layers: the blocks after which the two paths are read, counted from 1.
+        feature_layers: the blocks after which the two paths are read, counted from 1; None for the last block of each
+            stage.
         feature_tap: `reference` (the authors' code) or `block_output` (the equations), see `DualPath`.
         smoothing_sigma: standard deviation of the gaussian over the map, in pixels of the model's image size.
         representative: how a side's sentence embeddings become one vector.
+        dbscan: its parameters for `dbscan`, by the data set whose classes are embedded, see `PromptEnsemble`.
+        fusion: how a benchmark fuses `cls_score` and `map_max`; the paper's is `min_max_sum`.
 
     Raises:
-        UserError: a setting out of range.
+        ValueError: a setting is out of range.
     """
 
     name = "sdp"
-    reads_original = False  # the levels' original patch tokens; SDP has no use for them
+    terms = ("cls_score", "map_max")
 
     def __init__(
         self,
         backbone: Backbone,
         prompts: Prompts,
-        feature_layers: Sequence[int],
-        feature_tap: FeatureTap,
-        smoothing_sigma: float,
-        representative: str,
+        feature_layers: Sequence[int] | None = None,
+        feature_tap: FeatureTap = "reference",
+        smoothing_sigma: float = 8,
+        representative: str = "dbscan",
+        dbscan: Mapping[str, Mapping[str, float]] = DBSCAN,
+        fusion: str = "min_max_sum",
     ) -> None:
         super().__init__()
         if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
-            raise UserError(f"model.smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
-        self.text = PromptEnsemble(backbone, prompts, representative)
-        self.dual_path = DualPath(backbone, feature_layers, feature_tap, needs_original=self.reads_original)
+            raise ValueError(f"smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
+        depth = backbone.architecture.depth
+        ends_of_stages = range(depth // STAGES, depth + 1, depth // STAGES)
+        self.feature_layers = ends_of_stages if feature_layers is None else feature_layers
+        self.text = PromptEnsemble(backbone, prompts, representative, dbscan)
+        self.dual_path = DualPath(backbone, self.feature_layers, feature_tap)
         self.image_size = backbone.architecture.image_size
         self.smoothing_sigma = smoothing_sigma
-        settings = {"feature_layers": list(feature_layers), "feature_tap": feature_tap}
+        self.fusion = fusion
+        settings = {"feature_layers": list(self.feature_layers), "feature_tap": feature_tap}
         self.frozen = Frozen(settings, for_scores=["surgery"])
 
     def features(self, images: Tensor) -> Features:
         """The levels' `surgery` tokens of images (B, 3, H, W): (B, L, 1+P, D), CLS first."""
-        return {"surgery": stack_surgery(self.dual_path(images))}
+        return {"surgery": torch.stack([level.surgery for level in self.dual_path(images)], dim=1)}
 
     def score(self, features: Features, text: Tensor) -> Scores:
         """Score images by their `surgery` tokens (B, L, 1+P, D), given their text features (B, D, 2)."""
         surgery = features["surgery"]
         with torch.autocast(surgery.device.type, enabled=False):
-            return self._score(self.surgery_map(surgery, text), surgery, text)
+            return self.scores_of(self.surgery_map(surgery, text), surgery, text)
 
     def surgery_map(self, surgery: Tensor, text: Tensor) -> Tensor:
         """The levels' anomalous similarities, summed and brought to the image's size, not smoothed: (B, H, W)."""
@@ -77,10 +86,11 @@ class SDP(Method):
         size = (self.image_size, self.image_size)
         return F.interpolate(to_grid(similarity), size=size, mode="bilinear", align_corners=False)[:, 0]
 
-    def _score(self, raw_map: Tensor, surgery: Tensor, text: Tensor) -> Scores:
-        """Smooth a map and put the image-level terms beside it."""
+    def scores_of(self, raw_map: Tensor, surgery: Tensor, text: Tensor) -> Scores:
+        """Smooth a map (B, H, W) and put the image-level terms beside it; alone, an image has their sum."""
         anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
-        return Scores(anomaly_map, cls_probability(surgery[:, -1], text), anomaly_map.amax(dim=(1, 2)))
+        terms = {"cls_score": cls_probability(surgery[:, -1], text), "map_max": anomaly_map.amax(dim=(1, 2))}
+        return Scores(anomaly_map, terms, terms["cls_score"] + terms["map_max"])
 
 
 def sum_similarities(surgery: Tensor, text: Tensor) -> Tensor:
@@ -93,8 +103,3 @@ def cls_probability(tokens: Tensor, text: Tensor) -> Tensor:
     """Probability of the anomalous class from CLS, at CLIP's temperature: surgery tokens (B, 1+P, D) -> (B,)."""
     cls_token = F.normalize(tokens[:, :1], dim=-1)  # (B, 1, D)
     return F.softmax(CLIP_TEMPERATURE * cls_token @ text, dim=-1)[:, 0, 1]
-
-
-def stack_surgery(levels: Sequence[Level]) -> Tensor:
-    """The levels' surgery tokens as one tensor: (B, L, 1+P, D)."""
-    return torch.stack([level.surgery for level in levels], dim=1)

@@ -5,20 +5,17 @@ B images, L levels, P = g * g patches, W width, D embedding, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.clip.backbone import Backbone
-from src.models.dual_path import FeatureTap
 from src.models.losses import check_loss_weights, segmentation_loss
-from src.models.maps import to_grid
-from src.models.method import Features, Scores
-from src.models.projections import LevelProjections
+from src.models.maps import aligned_upsampling, to_grid
+from src.models.method import Features, Scores, Targets
 from src.models.prompts import Prompts
-from src.models.sdp import CLIP_TEMPERATURE, SDP, stack_surgery
+from src.models.sdp import CLIP_TEMPERATURE, SDP
 
 _SHORTEST = 1e-12  # a token's length is not taken as less, as in torch's normalize
 
@@ -32,36 +29,24 @@ class SDPPlus(SDP):
     Args:
         backbone: the frozen CLIP.
         prompts: the sentences of a class.
-        feature_layers: the blocks after which the two paths are read, counted from 1.
-        feature_tap: `reference` or `block_output`, see `DualPath`.
-        smoothing_sigma: standard deviation of the gaussian over the map, in pixels of the model's image size.
-        representative: how a side's sentence embeddings become one vector.
         focal_weight: of the focal loss; the paper adds both losses as they are.
         dice_weight: of the dice loss.
+        **settings: see `SDP`.
 
     Raises:
-        UserError: a weight that is negative or no number.
+        ValueError: a setting is out of range.
     """
 
     name = "sdp_plus"
-    reads_original = True
 
     def __init__(
-        self,
-        backbone: Backbone,
-        prompts: Prompts,
-        feature_layers: Sequence[int],
-        feature_tap: FeatureTap,
-        smoothing_sigma: float,
-        representative: str,
-        focal_weight: float = 1.0,
-        dice_weight: float = 1.0,
+        self, backbone: Backbone, prompts: Prompts, focal_weight: float = 1.0, dice_weight: float = 1.0, **settings: Any
     ) -> None:
-        super().__init__(backbone, prompts, feature_layers, feature_tap, smoothing_sigma, representative)
+        super().__init__(backbone, prompts, **settings)
         check_loss_weights(focal_weight=focal_weight, dice_weight=dice_weight)
         self.focal_weight, self.dice_weight = focal_weight, dice_weight
-        architecture = backbone.architecture
-        self.projections = LevelProjections(len(feature_layers), architecture.width, architecture.embed_dim)
+        width, embed_dim = backbone.architecture.width, backbone.architecture.embed_dim
+        self.projections = LevelProjections(len(self.feature_layers), width, embed_dim)
         assert self.frozen is not None
         self.frozen = self.frozen._replace(for_scores=["original", "surgery"], for_loss=["original"])
 
@@ -69,27 +54,28 @@ class SDPPlus(SDP):
         """The levels' `original` patch tokens (B, L, P, W) and `surgery` tokens (B, L, 1+P, D) of (B, 3, H, W)."""
         levels = self.dual_path(images)
         original = torch.stack([level.original[:, 1:] for level in levels], dim=1)  # (B, L, P, W)
-        return {"original": original, "surgery": stack_surgery(levels)}
+        return {"original": original, "surgery": torch.stack([level.surgery for level in levels], dim=1)}
 
     def score(self, features: Features, text: Tensor) -> Scores:
         """Score images by both kinds of tokens, given their text features (B, D, 2)."""
         original, surgery = features["original"], features["surgery"]
         with torch.autocast(original.device.type, enabled=False):
-            tuned = self.margins(original, text).sigmoid_().sum(dim=1)  # (B, H, W)
-            return self._score(self.surgery_map(surgery, text) + tuned, surgery, text)
+            tuned_map = self.margins(original, text).sigmoid().sum(dim=1)  # (B, H, W)
+            return self.scores_of(self.surgery_map(surgery, text) + tuned_map, surgery, text)
 
-    def loss(self, features: Features, text: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Features, text: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Weighted focal plus dice, summed over the levels: `loss`, and its parts as they are, `focal` and `dice`."""
         original = features["original"]
+        assert targets.mask is not None
         with torch.autocast(original.device.type, enabled=False):
             margins = self.margins(original, text)
-            return segmentation_loss(margins, masks, self.focal_weight, self.dice_weight)._asdict()
+            return segmentation_loss(margins, targets.mask, self.focal_weight, self.dice_weight)._asdict()
 
     def margins(self, original: Tensor, text: Tensor) -> Tensor:
         """Each level's anomalous logit less its normal one, at the image's size: (B, L, H, W).
 
-        The reference brings two logits to the image's size, with their corners aligned, and takes their softmax. Of
-        two classes that is the sigmoid of the difference, and interpolation is linear: one value a pixel is enough.
+        The paper brings two logits to the image's size, with their corners aligned, and takes their softmax. Of two
+        classes that is the sigmoid of the difference, and interpolation is linear: one value a pixel is enough.
 
         Args:
             original: patch tokens (B, L, P, W).
@@ -101,17 +87,25 @@ class SDPPlus(SDP):
             for tokens in self.projections(original)
         ]  # L of (B, P, 1)
         grids = to_grid(torch.cat(margins, dim=-1))  # (B, L, g, g)
-        upsample = _aligned_upsampling(grids.shape[-1], self.image_size).to(grids)  # (H, g)
+        upsample = aligned_upsampling(grids.shape[-1], self.image_size).to(grids)  # (H, g)
         return upsample @ grids @ upsample.T
 
 
-@lru_cache(maxsize=8)
-def _aligned_upsampling(source: int, target: int) -> Tensor:
-    """Linear interpolation with aligned corners as a matrix (target, source): out = matrix @ signal.
+class LevelProjections(nn.Module):
+    """Brings each level's patch tokens into the joint embedding by a projection of its own.
 
-    As matrix products it is faster than torch's, and its gradient does not depend on the order of threads on a GPU.
+    The list is called `fc`, so that its state has the names of the reference's checkpoint files.
+
+    Args:
+        levels: L.
+        width: channels of the tower's tokens (W).
+        embed_dim: channels of the joint embedding (D).
     """
-    with torch.inference_mode(False):  # what is kept has to serve training too
-        positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
-        distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
-        return (1 - distances).clamp_min(0)
+
+    def __init__(self, levels: int, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
+
+    def forward(self, original: Tensor) -> list[Tensor]:
+        """Patch tokens (B, L, P, W) -> L tensors (B, P, D), of any length."""
+        return [fc(tokens) for fc, tokens in zip(self.fc, original.unbind(1), strict=True)]

@@ -6,50 +6,63 @@ B images, D embedding, K sentences.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from src.clip.backbone import Backbone
 from src.models.method import TextFeatures
 from src.models.prompts import Prompts
-from src.models.representative import REPRESENTATIVES, representative_vector
+from src.models.representative import check_dbscan, check_representative, representative_vector
+
+DBSCAN: Mapping[str, Mapping[str, float]] = {
+    "default": {"eps": 0.5, "min_samples": 15},
+    "visa": {"eps": 1.5, "min_samples": 25},
+}
+"""DBSCAN's parameters in the reference, by the data set whose classes are embedded."""
 
 
 class PromptEnsemble(TextFeatures):
-    """One matrix (D, 2) a class, from its prompts; computed once and looked up for each image.
+    """One matrix (D, 2) a class, from its prompts; computed once and looked up for each image (CLIP-AD, section 3.1).
 
     Args:
         backbone: the frozen CLIP whose text tower embeds the sentences.
         prompts: the sentences of a class.
-        representative: how the K embeddings of a side become one vector.
+        representative: how the K embeddings of a side become one vector, one of `REPRESENTATIVES`.
+        dbscan: `eps` and `min_samples` by the name of a data set; `default` for all others.
 
     Raises:
-        UserError: unknown representative method.
+        ValueError: unknown representative, or parameters that DBSCAN can't have.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Prompts, representative: str) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Prompts,
+        representative: str,
+        dbscan: Mapping[str, Mapping[str, float]] = DBSCAN,
+    ) -> None:
         super().__init__()
-        if representative not in REPRESENTATIVES:
-            raise UserError(
-                f"model.representative must be one of {', '.join(REPRESENTATIVES)}, but got '{representative}'"
-            )
+        check_representative(representative)
+        check_dbscan(dbscan)
         self.backbone = backbone
         self.prompts = prompts
         self.representative = representative
+        self.dbscan = dbscan
         self._matrices: dict[str, Tensor] = {}
 
-    def prepare(self, class_names: Sequence[str], dbscan: Mapping[str, Any]) -> None:
-        """Embed the classes of one data set; what was prepared before is dropped."""
-        sides = [side for name in class_names for side in self.prompts.sentences(name)]
-        embeddings = self.backbone.encode_lists(sides)
-        vectors = [representative_vector(side, self.representative, dbscan) for side in embeddings]
-        self._matrices = {
-            name: torch.stack([normal, anomalous], dim=1)  # (D, 2)
-            for name, normal, anomalous in zip(class_names, vectors[::2], vectors[1::2], strict=True)
-        }
+    def prepare(self, class_names: Sequence[str], data_set: str) -> None:
+        """Embed the classes of one data set; what was prepared before is dropped.
+
+        Raises:
+            ValueError: DBSCAN finds no cluster.
+        """
+        dbscan = self.dbscan.get(data_set, self.dbscan["default"])
+        self._matrices = {}
+        for name in class_names:
+            sides = self.backbone.encode_lists(self.prompts.sentences(name))  # normal, anomalous: (K, D) each
+            vectors = [representative_vector(side, self.representative, dbscan) for side in sides]
+            self._matrices[name] = torch.stack(vectors, dim=1)  # (D, 2)
 
     def forward(self, class_names: Sequence[str]) -> Tensor:
         """Matrices of a batch's classes: B names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""

@@ -12,7 +12,7 @@ from open_clip.transformer import VisionTransformer
 
 from datamodules.errors import UserError
 from src.clip.architecture import Architecture, check_feature_layers, read_architecture
-from tests.models.helpers import tiny_config
+from tests.small_clip import tiny_config
 
 
 def read(name: str, image_size: int | None = None) -> Architecture:
@@ -144,7 +144,7 @@ def test_images_and_patches_must_be_square() -> None:
 
 @pytest.mark.parametrize("layers", [[], [0], [-1, 3], [3, 6, 9, 13]])
 def test_feature_layers_out_of_range(layers: list[int]) -> None:
-    with pytest.raises(UserError, match=r"model\.feature_layers.*from 1 to 12 for ViT-B-32"):
+    with pytest.raises(ValueError, match=r"feature_layers.*from 1 to 12 for ViT-B-32"):
         check_feature_layers(layers, read("ViT-B-32"))
 
 
@@ -156,7 +156,7 @@ def test_feature_layers_are_a_list_of_numbers(layers: Any) -> None:
 
 @pytest.mark.parametrize("layers", [[6, 3], [3, 3, 6]])
 def test_feature_layers_that_do_not_rise(layers: list[int]) -> None:
-    with pytest.raises(UserError, match=r"model\.feature_layers must rise"):
+    with pytest.raises(ValueError, match=r"feature_layers must rise"):
         check_feature_layers(layers, read("ViT-B-32"))
 
 

@@ -22,7 +22,7 @@ from datamodules.errors import UserError
 from src.clip import text_tower
 from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
-from tests.models.helpers import build_backbone, random_images, tiny_config, write_architecture
+from tests.small_clip import build_backbone, random_images, tiny_config, write_architecture
 
 SENTENCES = ["a photo of a perfect screw.", "a screw.", "", "a dark photo of the capsule with contamination."]
 

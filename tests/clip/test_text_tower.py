@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from src.clip import text_tower
 from src.clip.backbone import Backbone, describe_text_tower, find_backbone
 from src.clip.sentence_cache import SentenceCache
-from src.clip.text_tower import encode_tokens, find_prefixes, has_causal_text_tower
+from src.clip.text_tower import encode_embeddings, encode_tokens, has_causal_text_tower
 from src.models.text import PromptEnsemble
 from tests.golden_reference import Golden, paper_prompts
-from tests.models.helpers import PROMPTS, randomise, tiny_config, write_architecture
+from tests.small_clip import PROMPTS, randomise, tiny_config, write_architecture
 
 SENTENCES = ["a photo of a perfect screw.", "a photo of a screw.", "", "a photo", "A photo of a screw.", "nut", "screw"]
 
@@ -42,22 +42,9 @@ def by_open_clip(backbone: Backbone, sentences: Sequence[str]) -> Tensor:
     return F.normalize(backbone.clip.encode_text(backbone.tokenizer(list(sentences))), dim=-1)
 
 
-def test_prefixes_are_the_distinct_beginnings(tiny: Backbone) -> None:
-    tokens = tiny.tokenizer(SENTENCES)
-    rows = [row[: row.index(49407) + 1] for row in tokens.tolist()]  # 49407 ends a text
-    prefixes = find_prefixes(tokens)
-    assert len(prefixes.sentence) == len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
-    for sentence, row in enumerate(rows):
-        for position in range(len(row)):
-            number = prefixes.of[sentence, position]
-            assert prefixes.position[number] == position
-            assert rows[prefixes.sentence[number]][: position + 1] == row[: position + 1]
-        assert prefixes.whole[sentence] == prefixes.of[sentence, len(row) - 1]
-
-
 @pytest.mark.parametrize("per_batch", [2, 512])
 @pytest.mark.parametrize(
-    "change", [{}, {"ls_init_value": 0.5}, {"proj_type": "none", "width": 24}, {"proj_bias": True}]
+    "change", [{}, {"ls_init_value": 0.5}, {"qk_norm": True}, {"proj_type": "none", "width": 24}, {"proj_bias": True}]
 )
 def test_embeddings_are_open_clips(
     change: dict[str, Any], per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,9 +67,7 @@ def test_a_sentence_longer_than_the_context_is_cut_as_open_clip_cuts_it(tiny: Ba
     torch.testing.assert_close(tiny.encode_sentences(sentences), by_open_clip(tiny, sentences), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "change", [{"no_causal_mask": True}, {"pool_type": "last"}, {"qk_norm": True}, {"custom_text": True}]
-)
+@pytest.mark.parametrize("change", [{"no_causal_mask": True}, {"pool_type": "last"}, {"custom_text": True}])
 def test_other_towers_go_open_clips_own_way(change: dict[str, Any], tmp_path: Path) -> None:
     custom = {"custom_text": True} if "no_causal_mask" in change else {}  # a plain CLIP takes none without its mask
     backbone = build(tmp_path, **change, **custom)
@@ -91,20 +76,18 @@ def test_other_towers_go_open_clips_own_way(change: dict[str, Any], tmp_path: Pa
     torch.testing.assert_close(backbone.encode_sentences(SENTENCES), expected, rtol=0, atol=2e-6)
 
 
-def test_each_distinct_sentence_of_a_list_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, rows = build(tmp_path), []
-    encode = text_tower._encode_prefixes
+def test_a_tower_runs_from_token_embeddings(tiny: Backbone) -> None:
+    tokens = tiny.tokenizer(SENTENCES)
+    found = encode_embeddings(tiny.clip, tiny.clip.token_embedding(tokens), tokens.argmax(dim=1))
+    torch.testing.assert_close(F.normalize(found, dim=-1), by_open_clip(tiny, SENTENCES), rtol=0, atol=2e-6)
 
-    def count(clip: Any, tokens: Tensor) -> Tensor:
-        rows.append(len(tokens))
-        return encode(clip, tokens)
 
-    monkeypatch.setattr(text_tower, "_encode_prefixes", count)
-    first, second = backbone.encode_lists([["a screw", "a nut"], ["a nut", "a bolt", "a nut"]])
-    assert rows == [2, 2]  # each list on its own, whatever else is asked for
-    torch.testing.assert_close(first[1], second[0], rtol=0, atol=2e-6)
-    assert torch.equal(second[0], second[2])
-    torch.testing.assert_close(second, by_open_clip(backbone, ["a nut", "a bolt", "a nut"]), rtol=0, atol=2e-6)
+def test_a_list_is_encoded_on_its_own(tmp_path: Path) -> None:
+    backbone = build(tmp_path)
+    alone = backbone.encode_lists([["a nut", "a bolt", "a nut"]])[0]
+    beside = backbone.encode_lists([["a screw", "a nut"], ["a nut", "a bolt", "a nut"]])[1]
+    assert torch.equal(alone, beside)  # whatever else is asked for
+    torch.testing.assert_close(alone, by_open_clip(backbone, ["a nut", "a bolt", "a nut"]), rtol=0, atol=2e-6)
 
 
 def test_embeddings_do_not_depend_on_what_is_encoded_beside_them(golden_a: Golden) -> None:
@@ -149,7 +132,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def matrices(folder: Path, cache: SentenceCache | None, classes: Sequence[str] = ("nut", "coin")) -> Tensor:
     text = PromptEnsemble(build(folder, cache), PROMPTS, "mean")
-    text.prepare(classes, {})
+    text.prepare(classes, "mvtec")
     return text(classes)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from src.models.losses import check_loss_weights, segmentation_loss
 
 SURE = 200.0  # a margin that is a probability of 1
@@ -115,5 +114,5 @@ def test_a_weight_may_be_0_beside_another(weights: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("weights", [(0, 0.0), (-1e-9, 1), (1, -1), (1, inf), (nan, 1), ("1", 1), (1, None)])
 def test_weights_that_no_loss_can_have_are_refused(weights: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match=r"must be 0 or more, and not all 0, but got model\.focal=.*, model\.dice="):
+    with pytest.raises(ValueError, match=r"must be 0 or more, and not all 0, but got focal=.*, dice="):
         check_loss_weights(focal=weights[0], dice=weights[1])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from datamodules.errors import UserError
 from src.models.prompts import Prompts
 from tests.golden_reference import paper_prompts
 
@@ -49,5 +48,5 @@ def test_class_name_goes_in_verbatim(class_name: str) -> None:
 @pytest.mark.parametrize("entries", [[], ["no place"], ["fine {}", "{} two {}"], ["{0}"], "perfect {}"])
 def test_bad_prompts_are_refused_by_name(key: str, entries: Any) -> None:
     good: dict[str, Any] = {"normal": ["perfect {}"], "anomalous": ["broken {}"], "templates": ["a {}."]}
-    with pytest.raises(UserError, match=rf"prompts\.{key}"):
+    with pytest.raises(ValueError, match=rf"^{key}"):
         Prompts(**good | {key: entries})

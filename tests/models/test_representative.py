@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.cluster import MeanShift
 
-from datamodules.errors import UserError
 from src.models.representative import REPRESENTATIVES, representative_vector
 
 DBSCAN = {"eps": 0.5, "min_samples": 4}
@@ -98,7 +97,7 @@ def test_dbscan_of_visa_is_the_mean() -> None:
 
 
 def test_dbscan_without_a_cluster_says_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"no cluster among 30 sentences with eps=0.001 and min_samples=4;.*eps"):
+    with pytest.raises(ValueError, match=r"no cluster among 30 sentences with eps=0.001 and min_samples=4;.*eps"):
         choose(sentences(), "dbscan", eps=0.001)
 
 
@@ -123,7 +122,7 @@ def test_vector_has_unit_length_and_stays_on_its_device_in_float32(method: str, 
 
 
 def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"mean, pca, kde, dbscan, mean_shift, but got 'median'"):
+    with pytest.raises(ValueError, match=r"mean, pca, kde, dbscan, mean_shift, but got 'median'"):
         choose(sentences(), "median")
 
 

@@ -8,12 +8,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.errors import UserError
-from src.clip.backbone import Backbone
-from src.models.projections import LevelProjections
+from src.clip.backbone import Backbone, find_backbone
+from src.models.method import Scores, Targets
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
-from tests.models.helpers import PROMPTS, random_images, random_text
+from tests.small_clip import PROMPTS, random_images, random_text
 
 LAYERS = [3, 6, 9, 12]
 PROJECTIONS = [f"projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
@@ -21,18 +20,18 @@ PROJECTIONS = [f"projections.fc.{i}.{kind}" for i in range(4) for kind in ("weig
 
 def build(model: type[SDP], backbone: Backbone, sigma: float = 1.5) -> SDP:
     torch.manual_seed(0)
-    return model(backbone, PROMPTS, LAYERS, "reference", sigma, "mean")
+    return model(backbone, PROMPTS, feature_layers=LAYERS, smoothing_sigma=sigma, representative="mean")
 
 
-def masks() -> Tensor:
+def targets() -> Targets:
     mask = torch.zeros(4, 32, 32)
     mask[1:, 8:20, 4:16] = 1
-    return mask
+    return Targets(mask, None)
 
 
 def test_the_papers_projections_have_2_296_320_parameters() -> None:
-    projections = LevelProjections(4, 896, 640)
-    assert sum(parameter.numel() for parameter in projections.parameters()) == 2_296_320
+    plus = SDPPlus(Backbone(find_backbone("ViT-B-16-plus-240", None)), PROMPTS)
+    assert sum(parameter.numel() for parameter in plus.trainable_parameters().values()) == 2_296_320
 
 
 def test_only_the_projections_are_trainable_and_have_the_references_names(tiny: Backbone) -> None:
@@ -47,7 +46,7 @@ def test_a_training_step_changes_the_projections_and_nothing_else(tiny: Backbone
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = model.loss(model.features(random_images(4)), random_text(4), masks())["loss"]
+        loss = model.loss(model.features(random_images(4)), random_text(4), targets())["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -79,8 +78,8 @@ def test_map_is_sdps_plus_the_levels_probabilities_then_smoothed(tiny: Backbone)
     scores = plus(images, text)
     expected = torch.stack([torch.from_numpy(gaussian_filter(one.detach().numpy(), 1.5)) for one in raw])
     torch.testing.assert_close(scores.anomaly_map, expected, rtol=0, atol=1e-4)
-    torch.testing.assert_close(scores.map_max, expected.flatten(1).max(dim=1).values, rtol=0, atol=1e-4)
-    torch.testing.assert_close(scores.cls_score, sdp(images, text).cls_score)
+    torch.testing.assert_close(scores.terms["map_max"], expected.flatten(1).max(dim=1).values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.terms["cls_score"], sdp(images, text).terms["cls_score"])
 
 
 def test_cls_score_is_clips_own_probability(tiny: Backbone) -> None:
@@ -88,8 +87,12 @@ def test_cls_score_is_clips_own_probability(tiny: Backbone) -> None:
     embeddings = F.normalize(tiny.clip.encode_image(images), dim=-1)
     logits = 100 * torch.stack([embeddings[i] @ text[i] for i in range(3)])
     torch.testing.assert_close(
-        build(SDP, tiny)(images, text).cls_score, logits.softmax(dim=-1)[:, 1], rtol=0, atol=1e-4
+        build(SDP, tiny)(images, text).terms["cls_score"], logits.softmax(dim=-1)[:, 1], rtol=0, atol=1e-4
     )
+
+
+def tensors_of(scores: Scores) -> list[Tensor]:
+    return [scores.anomaly_map, *scores.terms.values(), scores.single_score]
 
 
 @pytest.mark.parametrize("model", [SDP, SDPPlus])
@@ -99,56 +102,54 @@ def test_an_images_scores_do_not_depend_on_the_batch(model: type[SDP], tiny: Bac
     together = method(images, text)
     for index in range(5):
         alone = method(images[index : index + 1], text[index : index + 1])
-        for a, b in zip(together, alone, strict=True):
+        for a, b in zip(tensors_of(together), tensors_of(alone), strict=True):
             torch.testing.assert_close(a[index], b[0], rtol=0, atol=1e-4)
 
 
 def test_loss_is_the_sum_of_its_parts_over_the_levels(tiny: Backbone) -> None:
     model = build(SDPPlus, tiny)
-    loss = model.loss(model.features(random_images(4)), random_text(4), masks())
+    loss = model.loss(model.features(random_images(4)), random_text(4), targets())
     assert loss.keys() == {"loss", "focal", "dice"}
-    torch.testing.assert_close(loss["loss"].detach(), loss["focal"] + loss["dice"])
-    assert not loss["focal"].requires_grad
-    single = SDPPlus(tiny, PROMPTS, [3], "reference", 1, "mean")
+    torch.testing.assert_close(loss["loss"], loss["focal"] + loss["dice"])
+    single = SDPPlus(tiny, PROMPTS, feature_layers=[3], representative="mean")
     single.projections.fc[0] = model.get_submodule("projections.fc.0")
-    assert single.loss(single.features(random_images(4)), random_text(4), masks())["loss"] < loss["loss"]
+    assert single.loss(single.features(random_images(4)), random_text(4), targets())["loss"] < loss["loss"]
 
 
 def test_the_losses_are_weighted(tiny: Backbone) -> None:
     model = build(SDPPlus, tiny)
     model.focal_weight, model.dice_weight = 2.0, 0.25
-    loss = model.loss(model.features(random_images(4)), random_text(4), masks())
-    torch.testing.assert_close(loss["loss"].detach(), 2 * loss["focal"] + loss["dice"] / 4)
+    loss = model.loss(model.features(random_images(4)), random_text(4), targets())
+    torch.testing.assert_close(loss["loss"], 2 * loss["focal"] + loss["dice"] / 4)
 
 
 def test_scores_under_bfloat16_are_float32(tiny: Backbone) -> None:
     model, images, text = build(SDPPlus, tiny), random_images(2), random_text(2)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         scores = model(images, text)
-    assert {score.dtype for score in scores} == {torch.float32}
+    assert {score.dtype for score in tensors_of(scores)} == {torch.float32}
 
 
 def test_sdp_has_no_loss(tiny: Backbone) -> None:
-    with pytest.raises(UserError, match="model sdp has nothing to train"):
-        build(SDP, tiny).loss({}, random_text(4), masks())
+    with pytest.raises(NotImplementedError, match="model sdp has nothing to train"):
+        build(SDP, tiny).loss({}, random_text(4), targets())
 
 
 def test_settings_out_of_range_are_refused(tiny: Backbone) -> None:
-    with pytest.raises(UserError, match=r"smoothing_sigma must be 0 or more pixels, but got -1"):
+    with pytest.raises(ValueError, match=r"smoothing_sigma must be 0 or more pixels, but got -1"):
         build(SDP, tiny, sigma=-1)
     for sigma in (float("inf"), float("nan"), "8"):
-        with pytest.raises(UserError, match=rf"smoothing_sigma must be 0 or more pixels, but got {sigma}"):
+        with pytest.raises(ValueError, match=rf"smoothing_sigma must be 0 or more pixels, but got {sigma}"):
             build(SDP, tiny, sigma=sigma)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"weights of the losses must be 0 or more, .*model\.dice_weight=-1"):
-        SDPPlus(tiny, PROMPTS, LAYERS, "reference", 8, "mean", dice_weight=-1)
-    with pytest.raises(UserError, match=r"model\.representative must be one of mean, .*'median'"):
-        SDP(tiny, PROMPTS, LAYERS, "reference", 8, "median")
+    with pytest.raises(ValueError, match=r"weights of the losses must be 0 or more, .*dice_weight=-1"):
+        SDPPlus(tiny, PROMPTS, dice_weight=-1)
+    with pytest.raises(ValueError, match=r"representative must be one of mean, .*'median'"):
+        SDP(tiny, PROMPTS, representative="median")
 
 
 def test_text_module_forgets_the_classes_of_the_last_data_set(tiny: Backbone) -> None:
     text = build(SDP, tiny).text
-    dbscan = {"eps": 0.5, "min_samples": 15}
-    text.prepare(["screw", "bottle"], dbscan)
+    text.prepare(["screw", "bottle"], "mvtec")
     first = text(["bottle", "screw", "bottle"])
     assert first.shape == (3, 24, 2)
     assert torch.equal(first[0], first[2])
@@ -157,6 +158,6 @@ def test_text_module_forgets_the_classes_of_the_last_data_set(tiny: Backbone) ->
     for column, side in enumerate(PROMPTS.sentences("screw")):
         expected = F.normalize(tiny.encode_sentences(side).mean(dim=0), dim=0)
         torch.testing.assert_close(first[1, :, column], expected, rtol=0, atol=1e-6)
-    text.prepare(["candle"], dbscan)
+    text.prepare(["candle"], "mvtec")
     with pytest.raises(KeyError):
         text(["bottle"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.models.surgery import surgery_similarity
-from tests.models.helpers import random_text
+from tests.small_clip import random_text
 
 
 def naive(tokens: Tensor, text: Tensor) -> np.ndarray:

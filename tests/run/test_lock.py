@@ -19,7 +19,8 @@ from src.run.lock import locked
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import ROOT, Golden
 
-HOLD = "import sys, time, pathlib, src.run.lock as l\nwith l.locked(pathlib.Path(sys.argv[1])):\n print('in', flush=True)\n"
+HOLD = "import sys, time, pathlib, src.run.lock as l\nwith l.locked(pathlib.Path(sys.argv[1])):\n"
+HOLD += " print('in', flush=True)\n"
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:

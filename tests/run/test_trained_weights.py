@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from src.clip.backbone import Backbone
 from src.models.method import Features, Method, Scores
-from src.models.projections import LevelProjections
 from src.models.sdp import SDP
-from src.models.sdp_plus import SDPPlus
+from src.models.sdp_plus import LevelProjections, SDPPlus
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights, write_trained_weights
-from tests.models.helpers import PROMPTS
+from tests.small_clip import PROMPTS
 
 ORIGIN: Origin = {
     "model": {"feature_layers": [3, 6, 9, 12], "smoothing_sigma": 8.0},
