@@ -2,7 +2,8 @@
 
 Trials that differ in their seed alone are one setting; its mean and sample standard deviation follow them. The best
 setting is marked, never the best seed. The table is printed, and written to the sweep's folder as trials.csv, with all
-digits, and trials.md, in percent.
+digits, and trials.md, in percent. Metrics of the user's own stand as they are; no setting is marked as the best in one,
+since a lower value may be better.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import mean, stdev
 from datamodules.errors import UserError
 from src.cli import exit_code_of
 from src.files import write_text
+from src.metric_names import METRIC_NAMES
 from src.run.results import read_metrics, read_provenance
 from src.sweeps.checks import read_sweep
 from src.sweeps.trial import Trial, read_trials
@@ -25,6 +27,7 @@ from src.sweeps.trial import Trial, read_trials
 SEED = "seed"
 OBJECTIVE = "objective"
 PROTOCOL = "protocol"
+_IN_PERCENT = (OBJECTIVE, *METRIC_NAMES)
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Row:
     Attributes:
         label: the trial's number, or `mean of 3`, or `std`.
         settings: by which trials differ.
-        values: the objective and the metrics, in [0, 1]; what there is not is absent.
+        values: the objective and the metrics, in [0, 1] but for the user's own; what there is not is absent.
         note: why there are no values.
         best_in: the values in which this setting is the best of several.
     """
@@ -126,7 +129,7 @@ def _tested(row: Row) -> str:
 def _mark_best(results: Sequence[Row]) -> None:
     """By the objective if there is one: it alone may choose. Without one, in each metric."""
     names = _names(results)
-    for name in [OBJECTIVE] if OBJECTIVE in names else names:
+    for name in [OBJECTIVE] if OBJECTIVE in names else [name for name in names if name in METRIC_NAMES]:
         best = max((row for row in results if name in row.values), key=lambda row: row.values[name])
         best.best_in.append(name)
 
@@ -201,7 +204,7 @@ def _short(setting: str) -> str:
 def _percent(row: Row, name: str) -> str:
     if name not in row.values:
         return ""
-    value = f"{100 * row.values[name]:.2f}"
+    value = f"{100 * row.values[name]:.2f}" if name in _IN_PERCENT else f"{row.values[name]:.4g}"
     return f"**{value}**" if name in row.best_in else value
 
 

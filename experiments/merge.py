@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 from datamodules.errors import UserError
 from datamodules.options import parse_shard
-from src.callbacks.predictions import Prediction, read_predictions, single_image_score, write_predictions
 from src.cli import exit_code_of
 from src.files import damaged, write_json
-from src.metrics.functional.fusion import fuse_image_scores
 from src.report.table import print_table
 from src.run.lock import locked
 from src.run.metric_state import merge_states, read_header
+from src.run.predictions import Prediction, read_predictions, write_predictions
 from src.run.protocol import cut_by
 from src.run.provenance import describe_command, now
 from src.run.results import (
@@ -140,10 +139,14 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     _refuse_a_run(out)
     rows = [row for part in parts for row in _read_rows(part)]
     _check_images(rows, parts[0])
-    result = merge_states([part.folder / STATE_FILE for part in parts]).compute() if parts[0].is_test else None
+    metrics = merge_states([part.folder / STATE_FILE for part in parts]) if parts[0].is_test else None
+    terms, rule = (metrics.terms, metrics.fusion) if metrics else _fusion_of(rows)
+    if any(tuple(row.terms) != tuple(terms) for row in rows):
+        raise UserError(f"expected {PREDICTIONS_FILE} of all parts to have the terms {', '.join(terms)}")
+    result = metrics.compute() if metrics else None
     with locked(out):
         _refuse_a_run(out)
-        write_predictions(out / PREDICTIONS_FILE, rows, fuse_image_scores if result else single_image_score)
+        write_predictions(out / PREDICTIONS_FILE, rows, terms, rule)
         if result:
             write_json(out / METRICS_FILE, result)
         write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
@@ -173,6 +176,12 @@ def _read_rows(part: Part) -> list[Prediction]:
         if found != [Counter({name: own[key] for name, own in counts.items()}) for key in ("images", "labels")]:
             raise damaged(path, f"it has other images or labels than {STATE_FILE} beside it")
     return rows
+
+
+def _fusion_of(rows: Sequence[Prediction]) -> tuple[Sequence[str], str | None]:
+    """The terms of predictions, and the rule: that of one image alone, or none where the image scores are empty."""
+    is_single = all(row.image_score is not None for row in rows)
+    return (list(rows[0].terms) if rows else []), ("single" if is_single else None)
 
 
 def _check_images(rows: Sequence[Prediction], part: Part) -> None:

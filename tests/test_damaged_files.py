@@ -15,9 +15,9 @@ import pytest
 from datamodules.errors import UserError
 from experiments import collect, merge
 from src import reproduce
-from src.callbacks.predictions import COLUMNS, read_predictions
 from src.files import read_json
 from src.run.folder import RunFolder
+from src.run.predictions import Prediction, columns_of, read_predictions
 from src.run.results import Provenance
 from tests.records import CONFIG, DESCRIBED, PROVENANCE
 
@@ -154,7 +154,8 @@ def _full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-ROW = "a.png,candle,1,0.5,0.25,"
+COLUMNS = columns_of(["cls_score", "map_max"])
+ROW = "a.png,candle,1,0.5,0.25,,0.75"
 
 
 @pytest.mark.parametrize(
@@ -164,17 +165,20 @@ ROW = "a.png,candle,1,0.5,0.25,"
         "\0",
         "a,b\n",
         ",".join(COLUMNS[:-1]) + "\n",
+        ",".join((*COLUMNS[:3], "x", "x", *COLUMNS[-2:])) + "\n",
         *(
             ",".join(COLUMNS) + f"\n{ROW}\n{row}\n"
             for row in (
                 "a.png,candle",
                 ROW + ",",
-                "a.png,candle,2,0.5,0.25,",
-                "a.png,candle,1.0,0.5,0.25,",
-                "a.png,candle,1,,0.25,",
-                "a.png,candle,1,nan,0.25,",
-                "a.png,candle,1,0.5,inf,",
-                "a.png,candle,1,0.5,1e999,",
+                "a.png,candle,2,0.5,0.25,,0.75",
+                "a.png,candle,1.0,0.5,0.25,,0.75",
+                "a.png,candle,1,,0.25,,0.75",
+                "a.png,candle,1,nan,0.25,,0.75",
+                "a.png,candle,1,0.5,inf,,0.75",
+                "a.png,candle,1,0.5,1e999,,0.75",
+                "a.png,candle,1,0.5,0.25,x,0.75",
+                "a.png,candle,1,0.5,0.25,,",
                 'a.png,"candle',
             )
         ),
@@ -186,4 +190,4 @@ def test_a_table_that_is_not_whole_is_damaged(text: str, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"predictions\.csv is damaged: "):
         read_predictions(path)
     path.write_text(",".join(COLUMNS) + f"\n{ROW}\n")
-    assert read_predictions(path) == [("a.png", "candle", 1, 0.5, 0.25)]
+    assert read_predictions(path) == [Prediction("a.png", "candle", 1, {"cls_score": 0.5, "map_max": 0.25}, 0.75)]

@@ -77,8 +77,10 @@ def test_directions(module: str, forbidden: tuple[str, ...]) -> None:
     assert [str(file.relative_to(ROOT)) for file in files if imports_any(file, *forbidden)] == []
 
 
-def test_models_reach_lightning_and_hydra_by_no_detour() -> None:
-    reached = reached_from("src.models")
+@pytest.mark.parametrize("module", ["src.models", "src.metrics"])
+def test_lightning_and_hydra_are_reached_by_no_detour(module: str) -> None:
+    reached = reached_from(module)
+    assert not [file.name for file in reached if file.is_relative_to(ROOT / "src" / "run")]
     assert [file.name for file in reached if imports_any(file, "lightning", "pytorch_lightning", "hydra")] == []
 
 

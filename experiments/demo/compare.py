@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkResult
+from src.metric_names import METRIC_NAMES
+from src.metrics.benchmark_metrics import BenchmarkResult
 
 
 def side_by_side(results: Mapping[str, BenchmarkResult]) -> Table:

@@ -28,7 +28,7 @@ from experiments.demo_backbone.measure import (
 )
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE
 from src.clip.backbone import Backbone
-from src.metrics.benchmark_metrics import METRIC_NAMES
+from src.metric_names import METRIC_NAMES
 from src.models.maps import to_grid
 from src.models.method import Features, Method
 from src.models.sdp import CLIP_TEMPERATURE, SDP

@@ -28,7 +28,8 @@ from experiments.demo_backbone.batches import MEAN, STD
 from experiments.demo_backbone.captions import project_prompts
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE
 from src.clip.backbone import Backbone, find_backbone
-from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkMetrics, BenchmarkResult
+from src.metric_names import METRIC_NAMES
+from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.models.method import Method
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
@@ -75,10 +76,10 @@ def draw_test_set(seed: int, categories: Sequence[str], side: int) -> TestSet:
 def score(method: Method, data: TestSet) -> BenchmarkResult:
     """All metrics of a method, per category and averaged."""
     method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
-    metrics = BenchmarkMetrics(list(dict.fromkeys(data.categories)))
+    metrics = BenchmarkMetrics(list(dict.fromkeys(data.categories)), method.terms, method.fusion)
     for images, masks, labels, names in data.batches(64):
         scores = method(images, method.text(names))
-        metrics.update(names, scores.cls_score, scores.map_max, labels, scores.anomaly_map, masks)
+        metrics.update(names, scores.terms, scores.single_score, labels, scores.anomaly_map, masks)
     return metrics.compute()
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from open_clip.model import CLIP
+from src.models.dual_block import BlockPlan, run_block
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.clip.architecture import STAGES
-from src.models.dual_block import BlockPlan, run_block
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")
 ORIGINAL_PATH = BlockPlan(starts_stage=False, second=False, only_cls=False, mlp=True)

@@ -1,10 +1,12 @@
 """Exact anomaly-detection metrics: a functional core on tensors, and thin torchmetrics classes."""
 
-from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkMetrics, BenchmarkResult
+from src.metric_names import METRIC_NAMES
+from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.curve_metrics import AUPRO, AUROC, AveragePrecision, F1Max
+from src.metrics.exchange import is_shared
 from src.metrics.image_metrics import ImageMetrics
+from src.metrics.own import OwnMetric
 from src.metrics.pixel_metrics import PixelMetrics
-from src.run.metric_state import merge_states, write_state
 
 __all__ = [
     "AUPRO",
@@ -15,7 +17,7 @@ __all__ = [
     "BenchmarkResult",
     "F1Max",
     "ImageMetrics",
+    "OwnMetric",
     "PixelMetrics",
-    "merge_states",
-    "write_state",
+    "is_shared",
 ]

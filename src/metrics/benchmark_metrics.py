@@ -7,23 +7,25 @@ from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 
+from src.metric_names import METRIC_NAMES
 from src.metrics.exchange import is_shared, summed
+from src.metrics.functional import check_fusion
 from src.metrics.image_metrics import ImageMetrics
+from src.metrics.own import OwnMetric, add, add_maps, of_all_processes, value_of
 from src.metrics.pixel_metrics import PIXEL_ERRORS, PixelMetrics
 
-METRIC_NAMES = (
-    "image_AUROC",
-    "image_AP",
-    "image_F1Max",
-    "pixel_AUROC",
-    "pixel_AP",
-    "pixel_F1Max",
-    "pixel_AUPRO",
+RESULT_KEYS = (
+    *METRIC_NAMES,
+    "image_F1Max_threshold",
+    "pixel_F1Max_threshold",
+    *PIXEL_ERRORS,
+    "vanished_masks",
+    "empty_masks",
 )
-"""The metrics that are averaged over the categories, in the order they are shown."""
-
+"""What the result of a category may have, beside metrics of the user's own."""
 
 BYTES_A_PIXEL = 12
 """What the exact pixel metrics of a category take at most, while they are computed."""
@@ -54,15 +56,17 @@ class _Counts(NamedTuple):
 class BenchmarkMetrics(nn.Module):
     """Image and pixel metrics of several categories.
 
-    Validation and test need an instance each, and `reset` at the start of each round. A category's scores are kept, 4
-    bytes a pixel, until all its images were seen, if their number is known, and until `reset` otherwise and where
-    several processes share the images (MVTec at 240 x 240: 0.4 GB in all; VisA at native size about 13 GB).
+    Validation and test need an instance each, and `reset` at the start of each round. The scores are kept, 4 bytes a
+    pixel, until `finish` of their category or `reset` (MVTec at 240 x 240: 0.4 GB in all; VisA at native size about
+    13 GB).
 
     Args:
         categories: names, in the order in which results are wanted.
-        num_images: how many images of each category will come. A category is computed and forgotten with its last one.
+        terms: the names of the image-level terms, in the method's order.
+        fusion: how the terms are fused, one of `src.metrics.functional.FUSIONS`.
         memory_gb: what the pixel metrics of one category may take, in 10^9 bytes; beyond it they come from a histogram,
             of constant size, and with the bounds of their errors. None for any amount.
+        own: metrics of the user's own, by the name that their value has in the result.
 
     Attributes:
         num_images: how many images of each category were seen, in this process.
@@ -72,26 +76,47 @@ class BenchmarkMetrics(nn.Module):
         finished: the results of categories whose scores are gone.
 
     Raises:
-        ValueError: if a category is named twice.
+        ValueError: if a category is named twice, there is no such fusion, it does not fit the terms, or a metric of the
+            user's own is none, or has a name that the result needs.
+
+    Example:
+        >>> import torch
+        >>> metrics = BenchmarkMetrics(["screw", "nut"], terms=["cls_score"], fusion="min_max_sum")
+        >>> scores = torch.tensor([0.1, 0.9, 0.7, 0.5])
+        >>> categories = ["screw", "screw", "nut", "nut"]
+        >>> metrics.update(categories, {"cls_score": scores}, single_score=scores, label=torch.tensor([0, 1, 0, 1]))
+        >>> metrics.compute()["categories"]["nut"]["image_AUROC"]
+        0.0
+        >>> metrics.compute()["mean"]["image_AUROC"]
+        0.5
     """
 
     def __init__(
         self,
         categories: Sequence[str],
-        num_images: Mapping[str, int] | None = None,
+        terms: Sequence[str],
+        fusion: str,
         memory_gb: float | None = None,
+        own: Mapping[str, OwnMetric] | None = None,
     ) -> None:
         super().__init__()
-        self.categories = tuple(categories)
-        self.expected_images = dict(num_images or {})
+        self.categories, self.terms, self.fusion = tuple(categories), tuple(terms), fusion
         self.memory_gb = memory_gb
+        self.own = dict(own or {})
         self._index = {category: i for i, category in enumerate(self.categories)}
         if len(self._index) != len(self.categories):
             raise ValueError(f"Expected argument `categories` to name each once, but got {list(categories)}.")
+        check_fusion(terms, fusion)
+        for name, metric in self.own.items():
+            if name in RESULT_KEYS:
+                raise ValueError(f"Expected argument `own` to have other names than the result, but got {name}.")
+            metric.build(name)
         max_pixels = None if memory_gb is None else int(memory_gb * 1e9 / BYTES_A_PIXEL)
         # Lists beside an index: a ModuleDict refuses names such as "type" or "a.b", which folders may well have.
-        self.image_metrics = nn.ModuleList(ImageMetrics() for _ in self.categories)
+        self.image_metrics = nn.ModuleList(ImageMetrics(terms, fusion) for _ in self.categories)
         self.pixel_metrics = nn.ModuleList(PixelMetrics(max_pixels) for _ in self.categories)
+        # In plain dictionaries, so that they stay on the CPU whatever the device of the module.
+        self._own_pixel_metrics: dict[str, dict[str, Metric]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -106,8 +131,8 @@ class BenchmarkMetrics(nn.Module):
     def update(
         self,
         category: Sequence[str],
-        cls_score: Tensor,
-        map_max: Tensor,
+        terms: Mapping[str, Tensor],
+        single_score: Tensor,
         label: Tensor | None = None,
         anomaly_map: Tensor | Sequence[Tensor] | None = None,
         mask: Tensor | Sequence[Tensor] | None = None,
@@ -117,8 +142,8 @@ class BenchmarkMetrics(nn.Module):
 
         Args:
             category: B names.
-            cls_score: (B,) floating point, finite, any range.
-            map_max: (B,) floating point, finite, any range.
+            terms: name -> (B,) floating point, finite, any range.
+            single_score: (B,) floating point, finite, any range: the score of each image on its own.
             label: (B,) {0, 1}; without it there are no image metrics.
             anomaly_map: (B, H, W) floating point, finite, any range, or B maps (H_i, W_i).
             mask: {0, 1}, shapes as the maps; without it there are no pixel metrics.
@@ -126,8 +151,8 @@ class BenchmarkMetrics(nn.Module):
                 if it is not known.
 
         Raises:
-            ValueError: if a category is unknown or already complete, a mask comes without a map, a score is not finite,
-                or shapes, dtypes or values don't fit.
+            ValueError: if a category is unknown or finished, a term is missing or unknown, a mask comes without a map,
+                a score is not finite, shapes, dtypes or values don't fit, or a metric of the user's own refuses them.
         """
         unknown = sorted(set(category) - set(self.categories))
         if unknown:
@@ -138,8 +163,8 @@ class BenchmarkMetrics(nn.Module):
         if mask is not None and anomaly_map is None:
             raise ValueError("Expected argument `anomaly_map` to be given with `mask`, but got None.")
         arguments = {
-            "cls_score": cls_score,
-            "map_max": map_max,
+            **terms,
+            "single_score": single_score,
             "label": label,
             "anomaly_map": anomaly_map,
             "mask": mask,
@@ -154,10 +179,14 @@ class BenchmarkMetrics(nn.Module):
             rows = [row for row, other in enumerate(category) if other == name]
             self.num_images[name] += len(rows)
             if label is not None:
-                image_metrics.update(cls_score[rows], map_max[rows], label[rows])
+                own_terms = {term: values[rows] for term, values in terms.items()}
+                image_metrics.update(own_terms, single_score[rows], label[rows])
             if mask is not None and anomaly_map is not None:
                 was_exact = pixel_metrics.is_exact
-                pixel_metrics.update(_take(anomaly_map, rows), _take(mask, rows))
+                maps, masks = _take(anomaly_map, rows), _take(mask, rows)
+                pixel_metrics.update(maps, masks)
+                for own_name, metric in self._own_pixel_metrics[name].items():
+                    add_maps(metric, own_name, maps, masks)
                 if was_exact and not pixel_metrics.is_exact:
                     _warn_of_histogram(name)
                 if label is not None:
@@ -166,8 +195,6 @@ class BenchmarkMetrics(nn.Module):
                     self.vanished_masks[name] = self.vanished_masks.get(name, 0) + vanished
                     if mask_is_empty:
                         self.empty_masks[name] = self.empty_masks.get(name, 0) + empty
-            if self.num_images[name] == self.expected_images.get(name) and not is_shared():
-                self.finish(name)
 
     def compute(self) -> BenchmarkResult:
         """Return the metrics of each category that got an image, and their mean.
@@ -176,7 +203,8 @@ class BenchmarkMetrics(nn.Module):
         `image_F1Max_threshold` and `pixel_F1Max_threshold`, and, where labels and masks are there, `vanished_masks`:
         the number of images labelled anomalous whose mask is empty at the evaluation size, and `empty_masks`: of those
         whose mask was empty from the start, if that is known, which are not among the former. A category whose pixel
-        metrics come from a histogram has `PIXEL_ERRORS` too: how far off each can be. The mean of a metric is over the
+        metrics come from a histogram has `PIXEL_ERRORS` too: how far off each can be. A metric of the user's own is
+        there if the category has both classes at its level and the value is finite. The mean of a metric is over the
         categories that have it; a metric that none has is absent. Nothing is reset.
 
         Several processes get the same result, that of all their images; each of them has to call this.
@@ -190,14 +218,23 @@ class BenchmarkMetrics(nn.Module):
             if own[0]
         }
         mean = {}
-        for metric in METRIC_NAMES:
+        for metric in (*METRIC_NAMES, *self.own):
             values = [result[metric] for result in categories.values() if metric in result]
             if values:
                 mean[metric] = sum(values) / len(values)
         return {"mean": mean, "categories": categories}
 
     def finish(self, name: str) -> None:
-        """Compute a category and let go of its scores: no image of it is to come, here or in another process."""
+        """Compute a category and release its memory; further images of it are refused.
+
+        Where several processes share the images (see `is_shared`) none knows when the last one was seen, so this must
+        not be called.
+
+        Raises:
+            RuntimeError: if several processes share the images.
+        """
+        if is_shared():
+            raise RuntimeError(f"{name} can't be finished: several processes share its images")
         self.finished[name] = self._compute_category(name, self._counts(name))
         self._forget(name)
 
@@ -223,6 +260,7 @@ class BenchmarkMetrics(nn.Module):
                 result |= image_metrics.compute()
             if counts.pixel_parts:
                 result |= pixel_metrics.compute()
+            result |= self._compute_own(name, result)
         if counts.vanished_parts:
             result["vanished_masks"] = counts.vanished_masks
         if counts.empty_parts:
@@ -230,9 +268,26 @@ class BenchmarkMetrics(nn.Module):
         _warn_of_errors(name, result)
         return result
 
+    def _compute_own(self, name: str, result: Mapping[str, float]) -> dict[str, float]:
+        """The user's own metrics, where the category has both classes and so an AUROC."""
+        values = {}
+        for own_name, own in self.own.items():
+            if f"{own.level}_AUROC" not in result:
+                continue
+            if own.level == "image":
+                fused, label = self.metrics_of(name)[0].fused()
+                metric = own.build(own_name)
+                add(metric, own_name, fused, label)
+            else:
+                metric = of_all_processes(self._own_pixel_metrics[name][own_name])
+            values[own_name] = value_of(metric, own_name)
+        return {own_name: value for own_name, value in values.items() if value is not None}
+
     def _forget(self, name: str) -> None:
         for metric in self.metrics_of(name):
             metric.reset()
+        pixel_level = {own_name: own for own_name, own in self.own.items() if own.level == "pixel"}
+        self._own_pixel_metrics[name] = {own_name: own.build(own_name) for own_name, own in pixel_level.items()}
 
     def metrics_of(self, name: str) -> tuple[ImageMetrics, PixelMetrics]:
         """Return the metrics of a category."""

@@ -14,7 +14,14 @@ from src.metrics.functional import aupro, auroc, average_precision, f1_max
 
 
 class AUROC(CurveMetric):
-    """Area under the ROC curve of (scores, targets), in [0, 1]; see `functional.auroc`."""
+    """Area under the ROC curve of (scores, targets), in [0, 1]; see `functional.auroc`.
+
+    Example:
+        >>> metric = AUROC()
+        >>> metric.update(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([0, 0, 1, 1]))
+        >>> metric.compute()
+        tensor(0.7500, dtype=torch.float64)
+    """
 
     def compute(self) -> Tensor:
         """Return a float64 scalar, NaN if a class is missing."""
@@ -22,7 +29,14 @@ class AUROC(CurveMetric):
 
 
 class AveragePrecision(CurveMetric):
-    """Average precision of (scores, targets), in [0, 1]; see `functional.average_precision`."""
+    """Average precision of (scores, targets), in [0, 1]; see `functional.average_precision`.
+
+    Example:
+        >>> metric = AveragePrecision()
+        >>> metric.update(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([0, 0, 1, 1]))
+        >>> metric.compute()
+        tensor(0.8333, dtype=torch.float64)
+    """
 
     def compute(self) -> Tensor:
         """Return a float64 scalar, NaN if a class is missing."""
@@ -30,7 +44,14 @@ class AveragePrecision(CurveMetric):
 
 
 class F1Max(CurveMetric):
-    """Highest F1 of (scores, targets) over all thresholds, in [0, 1]; `functional.f1_max` gives the threshold too."""
+    """Highest F1 of (scores, targets) over all thresholds, in [0, 1]; `functional.f1_max` gives the threshold too.
+
+    Example:
+        >>> metric = F1Max()
+        >>> metric.update(torch.tensor([0.1, 0.4, 0.3, 0.8]), torch.tensor([0, 0, 1, 1]))
+        >>> metric.compute()
+        tensor(0.8000, dtype=torch.float64)
+    """
 
     def compute(self) -> Tensor:
         """Return a float64 scalar, NaN if a class is missing."""
@@ -44,6 +65,12 @@ class AUPRO(RegionCurveMetric):
     Args:
         max_fpr: integrate up to this false-positive rate, in (0, 1].
         kwargs: see `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = AUPRO()
+        >>> metric.update(torch.tensor([[[0.1, 0.2], [0.9, 0.8]]]), torch.tensor([[[0, 0], [1, 1]]]))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
     """
 
     def __init__(self, max_fpr: float = 0.3, **kwargs: Any) -> None:

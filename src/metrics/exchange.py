@@ -4,13 +4,22 @@
 Without a process group, or alone in one, everything is returned as it came.
 """
 
+from typing import TypeVar, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 def is_shared() -> bool:
-    """Whether other processes have a part of the data: then every one of them has to join each exchange."""
+    """Whether other processes have a part of the data: then every one of them has to join each exchange.
+
+    Example:
+        >>> is_shared()
+        False
+    """
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -37,6 +46,15 @@ def gathered(values: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([part[:length].cpu() for part, length in zip(parts, lengths.tolist(), strict=True)])
+
+
+def gathered_objects(value: T) -> list[T]:
+    """The values of all processes, in their order."""
+    if not is_shared():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return cast(list[T], values)
 
 
 def common_dtype(scores: Tensor) -> Tensor:

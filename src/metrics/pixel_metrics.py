@@ -40,6 +40,12 @@ class PixelMetrics(RegionCurveMetric):
     Args:
         max_pixels: the most pixels to hold; None for any number.
         kwargs: see `torchmetrics.Metric`.
+
+    Example:
+        >>> metrics = PixelMetrics()
+        >>> metrics.update(torch.tensor([[[0.1, 0.2], [0.9, 0.8]]]), torch.tensor([[[0, 0], [1, 1]]]))
+        >>> metrics.compute()["pixel_AUPRO"]
+        1.0
     """
 
     histogram: list[Tensor]  # none, or one (3, K)

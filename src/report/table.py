@@ -8,25 +8,27 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 
-from src.metrics.benchmark_metrics import METRIC_NAMES, BenchmarkResult
+from src.metric_names import METRIC_NAMES
+from src.metrics import BenchmarkResult
+from src.metrics.pixel_metrics import PIXEL_ERRORS
 
 MEAN = "mean"
 
 
 def print_table(result: BenchmarkResult, title: str) -> None:
-    """Print the metrics in percent, with notes where a figure needs one."""
+    """Print the metrics in percent, the user's own as they are, with notes where a figure needs one."""
     (first, *names), *rows = rows_of(result)
     table = Table()
     table.add_column(str(first), no_wrap=True)
     for name in names:
-        level, metric = str(name).split("_", 1)
-        table.add_column(f"{level}\n{metric}", justify="right", no_wrap=True)
+        title_of_column = str(name).replace("_", "\n", 1) if name in METRIC_NAMES else str(name)
+        table.add_column(title_of_column, justify="right", no_wrap=True)
     for category, *values in rows:
         if category == MEAN:
             table.add_section()
-        table.add_row(str(category), *("-" if value is None else f"{100 * float(value):.1f}" for value in values))
+        table.add_row(str(category), *(_cell(str(name), value) for name, value in zip(names, values, strict=True)))
     print(title)
-    Console().print(table)
+    Console(markup=False).print(table)
     print(_notes(result), flush=True)
 
 
@@ -47,16 +49,31 @@ def close_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
 
 
 def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
-    """A header, a row a category and a row of means: values in [0, 1], None where the data can't give a metric."""
-    shown = [name for name in METRIC_NAMES if name in result["mean"]]
+    """A header, a row a category and a row of means: values as in the result, None where there is none.
+
+    The user's own metrics follow the others.
+    """
+    shown = [name for name in METRIC_NAMES if name in result["mean"]] + _own_names(result)
     rows: list[list[str | float | None]] = [["category", *shown]]
     for category, metrics in [*result["categories"].items(), (MEAN, result["mean"])]:
         rows.append([category, *(metrics.get(name) for name in shown)])
     return rows
 
 
+def _cell(name: str, value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * float(value):.1f}" if name in METRIC_NAMES else f"{float(value):.4g}"
+
+
+def _own_names(result: BenchmarkResult) -> list[str]:
+    return [name for name in result["mean"] if name not in METRIC_NAMES]
+
+
 def _notes(result: BenchmarkResult) -> str:
     notes = ["in percent"]
+    if own := _own_names(result):
+        notes.append(f"{', '.join(own)} as computed")
     vanished, empty = (
         sum(int(metrics.get(key, 0)) for metrics in result["categories"].values())
         for key in ("vanished_masks", "empty_masks")
@@ -65,7 +82,7 @@ def _notes(result: BenchmarkResult) -> str:
         notes.append(f"{vanished} masks vanish at the evaluation size (see test_data.eval_size)")
     if empty:
         notes.append(f"{empty} masks of anomalous images are empty on disk")
-    bounded = [name for name, metrics in result["categories"].items() if any(key.endswith("_error") for key in metrics)]
+    bounded = [name for name, metrics in result["categories"].items() if PIXEL_ERRORS.keys() & metrics.keys()]
     if bounded:
         notes.append(f"pixel metrics of {', '.join(bounded)} come from a histogram: pixel_*_error bounds their errors")
     partial = [name for name in result["mean"] if any(name not in metrics for metrics in result["categories"].values())]

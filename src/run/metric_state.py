@@ -21,10 +21,11 @@ from datamodules.errors import UserError, reason_of
 from src.files import damaged, parsed, write_tensors
 from src.metrics.base import joined
 from src.metrics.benchmark_metrics import BenchmarkMetrics
+from src.metrics.functional import check_fusion
 from src.metrics.functional.histogram import empty_histogram
 
 STATES = {
-    "image": ("cls_score", "map_max", "label"),
+    "image": ("scores", "label"),
     "pixel": ("anomalous_scores", "anomalous_areas", "normal_scores", "histogram"),
 }
 _HEADER = "state"
@@ -39,9 +40,14 @@ class Counted(TypedDict):
 
 
 class StateHeader(TypedDict):
-    """What a file says about its tensors; `counts` of each category, in the order of `categories`."""
+    """What a file says about its tensors; `counts` of each category, in the order of `categories`.
+
+    `terms` are the columns of the image scores, but for the last, and `fusion` is the rule that fuses them.
+    """
 
     categories: list[str]
+    terms: list[str]
+    fusion: str
     memory_gb: float | None
     counts: dict[str, Counted]
     vanished_masks: dict[str, int]
@@ -52,11 +58,14 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
     """Write the scores of all categories to a safetensors file, whole or not at all: 4 bytes a pixel.
 
     Raises:
-        ValueError: if a category was already finished, and its scores are gone.
+        ValueError: if a category was already finished, and its scores are gone; or there are metrics of the user's own,
+            whose states can't be joined.
         OSError: the disk is full.
     """
     if metrics.finished:
         raise ValueError(f"Expected argument `metrics` to hold all scores, but {list(metrics.finished)} are finished.")
+    if metrics.own:
+        raise ValueError(f"Expected argument `metrics` to have none of the user's own, but got {list(metrics.own)}.")
     tensors: dict[str, Tensor] = {}
     counts: dict[str, Counted] = {}
     for index, name in enumerate(metrics.categories):
@@ -67,6 +76,8 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
         tensors |= {f"{index}.{state}": tensor for state, tensor in own.items()}
     header: StateHeader = {
         "categories": list(metrics.categories),
+        "terms": list(metrics.terms),
+        "fusion": metrics.fusion,
         "memory_gb": metrics.memory_gb,
         "counts": counts,
         "vanished_masks": metrics.vanished_masks,
@@ -93,26 +104,24 @@ def merge_states(paths: Sequence[Path]) -> BenchmarkMetrics:
 
     Raises:
         UserError: a file can't be read, holds other tensors than its header says, or the files are not of the same
-            categories and memory.
+            categories, terms, fusion and memory.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in paths]
         headers = [_header_of(file, path) for file, path in zip(files, paths, strict=True)]
         first = headers[0]
         for header, path in zip(headers, paths, strict=True):
-            for key, own, others in (
-                ("categories", header["categories"], first["categories"]),
-                ("memory_gb", header["memory_gb"], first["memory_gb"]),
-            ):
+            for key in ("categories", "terms", "fusion", "memory_gb"):
+                own, others = header[key], first[key]
                 if own != others:
                     raise UserError(
                         f"expected {path} to have the {key} of {paths[0]}, {others}, but got {own}; "
                         "merge shards of one run only"
                     )
-        metrics = BenchmarkMetrics(first["categories"], memory_gb=first["memory_gb"])
+        metrics = BenchmarkMetrics(first["categories"], first["terms"], first["fusion"], first["memory_gb"])
         for index, name in enumerate(metrics.categories):
             for file, header, path in zip(files, headers, paths, strict=True):
-                _add(metrics, name, _tensors_of(file, index, header["counts"][name], path), header)
+                _add(metrics, name, _tensors_of(file, index, header, path), header)
             metrics.finish(name)
     return metrics
 
@@ -130,19 +139,20 @@ def _add(metrics: BenchmarkMetrics, name: str, tensors: Mapping[str, Tensor], he
             own[name] = own.get(name, 0) + more[name]
 
 
-def _tensors_of(file: Any, index: int, counts: Counted, path: Path) -> dict[str, Tensor]:
+def _tensors_of(file: Any, index: int, header: StateHeader, path: Path) -> dict[str, Tensor]:
     """A category's tensors, checked: numbers that are none, or too few of them, would give metrics all the same.
 
     Raises:
         UserError: they are not what the header says.
     """
+    counts, columns = header["counts"][header["categories"][index]], len(header["terms"]) + 1
     names = [state for states in STATES.values() for state in states]
     try:
         keys = set(file.keys())
         tensors: dict[str, Tensor] = {n: file.get_tensor(f"{index}.{n}") for n in names if f"{index}.{n}" in keys}
     except Exception as error:  # safetensors' own, and torch's for a type that it does not know
         raise damaged(path, reason_of(error)) from error
-    wrong = [name for name, tensor in tensors.items() if not _is_valid(name, tensor)]
+    wrong = [name for name, tensor in tensors.items() if not _is_valid(name, tensor, columns)]
     if wrong:
         raise damaged(path, f"{', '.join(f'{index}.{name}' for name in wrong)} can't be the state of metrics")
     sizes = {name: len(tensors.get(name, ())) for name in names}
@@ -154,12 +164,12 @@ def _tensors_of(file: Any, index: int, counts: Counted, path: Path) -> dict[str,
     return tensors
 
 
-def _is_valid(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor can be a state: shape, kind and range."""
+def _is_valid(name: str, tensor: Tensor, columns: int) -> bool:
+    """Whether a tensor can be a state: shape, kind and range; image scores have a number of columns."""
     if name == "histogram":
         empty = empty_histogram()
         return tensor.shape == empty.shape and tensor.dtype is empty.dtype and bool((tensor >= 0).all())
-    if tensor.ndim != 1 or tensor.is_complex():
+    if tensor.shape[1:] != ((columns,) if name == "scores" else ()) or tensor.ndim == 0 or tensor.is_complex():
         return False
     if name == "label":
         return bool(((tensor == 0) | (tensor == 1)).all())
@@ -197,4 +207,8 @@ def _header_of(file: Any, path: Path) -> StateHeader:
         or not {*header["vanished_masks"], *header["empty_masks"]} <= header["counts"].keys()
     ):
         raise damaged(path, "its header does not count each category once")
+    try:
+        check_fusion(header["terms"], header["fusion"])
+    except ValueError as error:
+        raise damaged(path, reason_of(error)) from error
     return header

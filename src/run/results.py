@@ -137,7 +137,7 @@ class Provenance(TypedDict):
 
 
 class Metrics(TypedDict):
-    """`metrics.json`: what `BenchmarkMetrics` computes."""
+    """`metrics.json`: what `BenchmarkMetrics` computes, by name; beside its own metrics those of the user's own."""
 
     mean: dict[str, float]
     categories: dict[str, dict[str, float]]

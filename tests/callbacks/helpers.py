@@ -18,7 +18,8 @@ def scores_of(cls_score: Sequence[float], map_max: Sequence[float], size: int = 
     """Maps whose maximum is `map_max`."""
     top = torch.tensor(map_max, dtype=torch.float32)
     ramp = torch.linspace(0, 1, size * size).view(1, size, size)
-    return Scores(top[:, None, None] * ramp, torch.tensor(cls_score, dtype=torch.float32), top)
+    prob = torch.tensor(cls_score, dtype=torch.float32)
+    return Scores(top[:, None, None] * ramp, {"cls_score": prob, "map_max": top}, prob + top)
 
 
 def batch_of(category: str, paths: Sequence[str], labels: Sequence[int] | None = None) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 
 from src.callbacks.predictions import PredictionWriter
 from src.models.method import Scores
+from src.run.predictions import Prediction, read_predictions, write_predictions
 from tests.callbacks.helpers import Stage, batch_of, end, give, scores_of
 
-COLUMNS = ["image_path", "category", "label", "cls_score", "map_max", "image_score"]
+TERMS = ["cls_score", "map_max"]
+COLUMNS = ["image_path", "category", "label", *TERMS, "image_score", "single_score"]
 PATHS = [f"bottle/test/good/{number:03}.png" for number in range(4)]
 
 
@@ -27,8 +29,10 @@ def read(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def write(folder: Path, scores: Scores, stage: Stage = "test", paths: list[str] = PATHS) -> list[dict[str, str]]:
-    writer = PredictionWriter(folder)
+def write(
+    folder: Path, scores: Scores, stage: Stage = "test", paths: list[str] = PATHS, rule: str | None = "min_max_sum"
+) -> list[dict[str, str]]:
+    writer = PredictionWriter(folder, TERMS, rule)
     give(writer, stage, scores, batch_of("bottle", paths))
     end(writer, stage)
     return read(folder)
@@ -40,7 +44,7 @@ def min_max(values: list[float]) -> list[float]:
 
 
 def test_rows_are_in_file_order_with_their_labels(tmp_path: Path) -> None:
-    writer = PredictionWriter(tmp_path)
+    writer = PredictionWriter(tmp_path, TERMS, "min_max_sum")
     give(writer, "test", scores_of([0.1, 0.2], [1, 2]), batch_of("screw", ["s/b.png", "s/a.png"], [1, 0]))
     give(writer, "test", scores_of([0.3], [3]), batch_of("bottle", ["b/c.png"], [1]))
     give(writer, "test", scores_of([0.4], [4]), batch_of("screw", ["s/c.png"], [0]))
@@ -63,20 +67,21 @@ def test_label_is_empty_where_the_data_has_none(tmp_path: Path) -> None:
 def test_scores_come_back_as_the_very_float32(scale: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cls_score, map_max = (rng.normal(size=500) * scale).astype(np.float32), rng.random(500, dtype=np.float32)
-    scores = Scores(torch.zeros(500, 1, 1), torch.from_numpy(cls_score), torch.from_numpy(map_max))
+    terms = {"cls_score": torch.from_numpy(cls_score), "map_max": torch.from_numpy(map_max)}
+    scores = Scores(torch.zeros(500, 1, 1), terms, torch.from_numpy(cls_score[::-1].copy()))
     rows = write(tmp_path, scores, paths=[str(i) for i in range(500)])
-    for name, values in (("cls_score", cls_score), ("map_max", map_max)):
+    for name, values in (("cls_score", cls_score), ("map_max", map_max), ("single_score", cls_score[::-1])):
         for read_as in (np.float32, np.float64):
             assert (np.array([read_as(row[name]) for row in rows]) == values).all()
 
 
 def test_image_score_is_fused_over_its_category_from_the_written_values(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    writer = PredictionWriter(tmp_path)
+    writer = PredictionWriter(tmp_path, TERMS, "min_max_sum")
     for start in range(0, 12, 4):  # batches that mix two categories
         batch = batch_of("", [f"{start + i}.png" for i in range(4)]) | {"category": ["a", "b", "b", "a"]}
         cls_score, map_max = torch.rand(2, 4, generator=generator)
-        give(writer, "test", Scores(torch.zeros(4, 1, 1), cls_score / 3, 40 * map_max), batch)
+        give(writer, "test", scores_of((cls_score / 3).tolist(), (40 * map_max).tolist()), batch)
     end(writer, "test")
     rows = read(tmp_path)
     for category in ("a", "b"):
@@ -102,11 +107,55 @@ def test_a_term_that_is_constant_counts_as_0(
     assert [float(row["image_score"]) for row in rows] == expected
 
 
-def test_a_prediction_is_the_sum_of_the_two_scores_of_one_image(tmp_path: Path) -> None:
-    rows = write(tmp_path, scores_of([0.1, 0.9, 0.3, 0.3], [7, 0.7, -3, -3]), "predict")
-    for row in rows:
-        assert float(row["image_score"]) == float(row["cls_score"]) + float(row["map_max"])
-    assert rows[2]["image_score"] == rows[3]["image_score"]
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_the_image_score_is_empty_where_its_rule_needs_images_that_are_not_there(stage: Stage, tmp_path: Path) -> None:
+    rows = write(tmp_path, scores_of([0.5, 0.25, 0.0, 0.0], [7, 0.5, -3, -3]), stage, rule=None)
+    assert [row["image_score"] for row in rows] == [""] * 4
+    assert [float(row["single_score"]) for row in rows] == [7.5, 0.75, -3, -3]
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_the_single_score_is_the_image_score_of_a_method_without_fusion(stage: Stage, tmp_path: Path) -> None:
+    rows = write(tmp_path, scores_of([0.5, 0.25, 0.0, 0.0], [7, 0.5, -3, -3]), stage, rule="single")
+    assert [row["image_score"] for row in rows] == [row["single_score"] for row in rows]
+
+
+def test_terms_are_in_the_order_of_the_method(tmp_path: Path) -> None:
+    scores = scores_of([0.5], [2])
+    writer = PredictionWriter(tmp_path, TERMS, "half_sum_min_max")
+    give(writer, "test", scores._replace(terms=dict(reversed(scores.terms.items()))), batch_of("bottle", PATHS[:1]))
+    end(writer, "test")
+    [row] = read(tmp_path)
+    assert (row["cls_score"], row["map_max"], row["image_score"]) == ("0.5", "2.0", "0.25")
+
+
+def test_a_term_with_the_name_of_another_column_is_refused(tmp_path: Path) -> None:
+    for terms in (["label"], ["image_score"], ["a", "a"]):
+        with pytest.raises(ValueError, match="`terms` to make each column once"):
+            PredictionWriter(tmp_path, terms, None)
+
+
+@pytest.mark.parametrize("rule", [None, "single", "min_max_sum"])
+def test_what_was_written_is_read_again(rule: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    rows = [
+        Prediction("a.png", "x", 0, {"s": 0.1, "t": -1e30}, 1 / 3),
+        Prediction("gr\xf6\udcff.png", "y", None, {"s": 0.5, "t": 2.0}, 2.0),
+    ]
+    write_predictions(path, rows, ["s", "t"], rule)
+    scores = {None: [None, None], "single": [1 / 3, 2.0], "min_max_sum": [0.0, 0.0]}[rule]
+    expected = [row._replace(image_score=score) for row, score in zip(rows, scores, strict=True)]
+    assert read_predictions(path) == expected
+    first = path.read_bytes()
+    write_predictions(path, read_predictions(path), ["s", "t"], rule)
+    assert path.read_bytes() == first
+
+
+def test_a_method_may_have_no_terms(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, [Prediction("a.png", "x", 1, {}, 0.5)], [], "single")
+    assert path.read_text() == "image_path,category,label,image_score,single_score\na.png,x,1,0.5,0.5\n"
+    assert read_predictions(path) == [Prediction("a.png", "x", 1, {}, 0.5, 0.5)]
 
 
 def test_paths_with_commas_and_quotes_survive(tmp_path: Path) -> None:
@@ -115,7 +164,7 @@ def test_paths_with_commas_and_quotes_survive(tmp_path: Path) -> None:
 
 
 def test_a_second_test_starts_an_empty_table(tmp_path: Path) -> None:
-    writer = PredictionWriter(tmp_path)
+    writer = PredictionWriter(tmp_path, TERMS, "min_max_sum")
     for paths in (PATHS, PATHS[:2]):
         give(writer, "test", scores_of([0.1] * len(paths), [1] * len(paths)), batch_of("bottle", paths))
         end(writer, "test")
@@ -132,8 +181,10 @@ class Scorer(LightningModule):
     predict_step = test_step
 
 
-@pytest.mark.parametrize(("stage", "fused"), [("test", [0, 1, 2]), ("predict", [2, 4, 6])])
-def test_lightning_calls_the_writer(stage: Stage, fused: list[float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "rule", "fused"), [("test", "min_max_sum", [0, 1, 2]), ("predict", "single", [2, 4, 6])]
+)
+def test_lightning_calls_the_writer(stage: Stage, rule: str, fused: list[float], tmp_path: Path) -> None:
     batches = [batch_of("bottle", ["1", "2"], [0, 1]), batch_of("bottle", ["3"], [1])]
     loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer = Trainer(
@@ -142,7 +193,7 @@ def test_lightning_calls_the_writer(stage: Stage, fused: list[float], tmp_path: 
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PredictionWriter(tmp_path)],
+        callbacks=[PredictionWriter(tmp_path, TERMS, rule)],
     )
     getattr(trainer, stage)(Scorer(), loader)
     rows = read(tmp_path)

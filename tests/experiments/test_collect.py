@@ -73,6 +73,17 @@ def test_the_objective_alone_chooses(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| 1 | 0.2 | **30.00** | 10.00 |" in printed
 
 
+def test_own_metrics_stand_as_they_are_and_choose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (ap, loss) in enumerate([(0.5, 12.34567), (0.25, 20.0)]):
+        write_trial(tmp_path, number, [f"model.smoothing_sigma={number}"], {"pixel_AP": ap, "squared_error": loss})
+    assert main([str(tmp_path)]) == 0
+    assert [(row["squared_error"], row["best_in"]) for row in rows(tmp_path)] == [
+        ("12.34567", "pixel_AP"),
+        ("20.0", ""),
+    ]
+    assert "| 0 | 0 | **50.00** | 12.35 |  |" in capsys.readouterr().out
+
+
 def test_metrics_of_two_benchmarks_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["train VisA (test split, 2162 images) -> test MVTec AD (1725 images)"] * 2 + ["no training -> test VisA"]
     for number, line in enumerate(lines):

@@ -16,31 +16,36 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from experiments.merge import merge
-from src.callbacks.predictions import Prediction, write_predictions
-from src.metrics import BenchmarkMetrics, write_state
+from src.metrics import BenchmarkMetrics
+from src.run.metric_state import write_state
+from src.run.predictions import Prediction, write_predictions
 from src.run.results import PREDICTIONS_FILE, PROVENANCE_FILE, STATE_FILE, hashes_of
 from tests.records import CONFIG, DESCRIBED, PROVENANCE
 
 CATEGORIES = {"candle": 4, "nut": 4}
 PARTS = 4
+TERMS = ["cls_score", "map_max"]
 
 
 def write_part(folder: Path, number: int) -> Path:
     """The `number`-th of four parts of eight images, two each."""
-    drawn = torch.rand(8, 2, generator=torch.Generator().manual_seed(0))
+    drawn = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)).tolist()
     categories = [name for name, images in CATEGORIES.items() for _ in range(images)]
-    rows = [Prediction(f"{i}.png", categories[i], i % 2, *drawn[i].tolist()) for i in range(2 * number - 2, 2 * number)]
-    metrics = BenchmarkMetrics(list(CATEGORIES))
+    rows = [
+        Prediction(f"{i}.png", categories[i], i % 2, dict(zip(TERMS, drawn[i][:2], strict=True)), drawn[i][2])
+        for i in range(2 * number - 2, 2 * number)
+    ]
+    metrics = BenchmarkMetrics(list(CATEGORIES), TERMS, "min_max_sum")
     label = torch.tensor([row.label for row in rows])
     mask = torch.zeros(2, 3, 3)
     mask[1, 1, :2] = 1
-    scores = torch.tensor([row[3:] for row in rows])
-    metrics.update(
-        [row.category for row in rows], scores[:, 0], scores[:, 1], label, scores[:, 1, None, None] * (mask + 0.5), mask
-    )
+    terms = {name: torch.tensor([row.terms[name] for row in rows]) for name in TERMS}
+    single_score = torch.tensor([row.single_score for row in rows])
+    maps = terms["map_max"][:, None, None] * (mask + 0.5)
+    metrics.update([row.category for row in rows], terms, single_score, label, maps, mask)
     folder.mkdir(parents=True)
     write_state(metrics, folder / STATE_FILE)
-    write_predictions(folder / PREDICTIONS_FILE, rows, None)
+    write_predictions(folder / PREDICTIONS_FILE, rows, TERMS, None)
     record(folder, number)
     return folder
 
@@ -136,7 +141,7 @@ def _half(tensors: dict[str, Tensor]) -> None:
 
 
 def _uneven(tensors: dict[str, Tensor]) -> None:
-    tensors["1.cls_score"] = tensors["1.cls_score"][:1]
+    tensors["1.scores"] = tensors["1.scores"][:1]
 
 
 def _set(name: str, value: Any) -> Callable[[dict[str, Tensor]], None]:
@@ -154,7 +159,9 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Tensor]], None]:
         _uneven,
         _set("1.normal_scores", lambda scores: scores * float("nan")),
         _set("1.normal_scores", lambda scores: scores[None]),
-        _set("1.cls_score", lambda scores: scores.int()),
+        _set("1.scores", lambda scores: scores.int()),
+        _set("1.scores", lambda scores: scores[:, :2].clone()),
+        _set("1.scores", lambda scores: scores.sum()),
         _set("1.label", lambda label: label.int() + 1),
         _set("1.anomalous_areas", lambda areas: areas * 0),
         lambda tensors: tensors.update({"1.histogram": torch.zeros(3, 5, dtype=torch.int64)}),
@@ -184,7 +191,15 @@ def test_a_header_that_counts_others_is_refused(parts: list[Path], tmp_path: Pat
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    for change in ({"categories": ["nut", "candle"]}, {"vanished_masks": {"gear": 1}}, {"categories": ["nut", "nut"]}):
+    for change in (
+        {"fusion": "mean"},
+        {"fusion": None},
+        {"terms": []},
+        {"terms": ["cls_score", "cls_score"]},
+        {"categories": ["nut", "candle"]},
+        {"vanished_masks": {"gear": 1}},
+        {"categories": ["nut", "nut"]},
+    ):
         save_file(tensors, path, {"state": json.dumps(header | change)})
         record(parts[3], 4)
         assert refused(parts, tmp_path).startswith(f"{path} is damaged: ")

@@ -1,20 +1,25 @@
-"""Evaluations that processes share, for `test_distributed`: the processes import this, so it imports little."""
+"""Evaluations that processes share, for `test_exchange`: the processes import this, so it imports little."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import Metric, MinMaxMetric
+from torchmetrics.classification import BinaryAveragePrecision
+from torchmetrics.utilities.data import dim_zero_cat
 
-from src.metrics import AUPRO, AUROC, BenchmarkMetrics
+from src.metrics import AUPRO, AUROC, BenchmarkMetrics, OwnMetric
 
 CATEGORIES = ["screw", "bottle", "good", "nut"]  # "good" has normal images only, "nut" none at all
 SIDE = 20
 PIXELS = SIDE * SIDE
+TERMS = ["cls_score", "map_max"]
 Split = Callable[[int, int, int], bool]  # image, rank, number of processes -> whether the process has the image
 
 
@@ -26,6 +31,62 @@ class Scenario(NamedTuple):
     memory_gb: float | None = None
     without: tuple[str, ...] = ()
     float64_rank: int | None = None
+    fusion: str = "min_max_sum"
+    own: Mapping[str, OwnMetric] | None = None
+
+
+class Hits(Metric):
+    """Of the anomalous pixels, how many score 0.5 or more: sums as states, and no argument for the base class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.hits += ((preds >= 0.5) & (target == 1)).sum()
+        self.total += target.sum()
+
+    def compute(self) -> Tensor:
+        return self.hits / self.total
+
+
+class Spread(Metric):
+    """The distance between the medians of the classes: lists as states, of shapes that differ."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.add_state("preds", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.preds.append(preds)
+        self.target.append(target)
+
+    def compute(self) -> Tensor:
+        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        return self.scale * (preds[target == 1].median() - preds[target == 0].median())
+
+
+class MeanAsState(Spread):
+    """A mean over processes is not that over images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("average", torch.tensor(0.0), dist_reduce_fx="mean")
+
+
+NOT_SHARED = {
+    "average": OwnMetric("pixel", MeanAsState),
+    "smallest": OwnMetric("pixel", partial(MinMaxMetric, Spread())),
+}
+OWN = {
+    "hits": OwnMetric("pixel", Hits),
+    "spread": OwnMetric("pixel", partial(Spread, scale=3.0)),
+    "gap": OwnMetric("image", Spread),
+    "AP": OwnMetric("image", BinaryAveragePrecision),
+}
 
 
 def _in_turn(image: int, rank: int, processes: int) -> bool:
@@ -40,6 +101,11 @@ SCENARIOS = {
     "all but one on the first": Scenario(lambda image, rank, processes: rank == int(image == 3)),
     "without labels": Scenario(_in_turn, without=("label",)),
     "without masks": Scenario(_in_turn, without=("mask",)),
+    "single score": Scenario(_in_turn, fusion="single"),
+    "half sum": Scenario(_in_turn, fusion="half_sum_min_max"),
+    "own metrics": Scenario(_in_turn, own=OWN),
+    "own metrics in blocks": Scenario(lambda image, rank, processes: image * processes // 17 == rank, own=OWN),
+    "own metrics, all on the last": Scenario(lambda image, rank, processes: rank == processes - 1, own=OWN),
     "one in float64": Scenario(_in_turn, float64_rank=1),
     "histogram": Scenario(_in_turn, memory_gb=0),
     "histogram on one rank": Scenario(lambda i, r, n: r == int(i == 0), memory_gb=12 * 4 * PIXELS / 1e9),
@@ -62,8 +128,8 @@ def draw() -> dict[str, Any]:
     cls_score = torch.rand(17, generator=generator)
     return {
         "category": category,
-        "cls_score": cls_score,
-        "map_max": anomaly_map.amax((1, 2)),
+        "terms": {"cls_score": cls_score, "map_max": anomaly_map.amax((1, 2))},
+        "single_score": cls_score + anomaly_map.amax((1, 2)),
         "label": label,
         "anomaly_map": anomaly_map,
         "mask": mask,
@@ -73,7 +139,7 @@ def draw() -> dict[str, Any]:
 
 def fill(scenario: Scenario, images: list[int], *, float64: bool = False) -> BenchmarkMetrics:
     """Metrics of some images."""
-    data, metrics = draw(), BenchmarkMetrics(CATEGORIES, {"screw": 7}, memory_gb=scenario.memory_gb)
+    data, metrics = draw(), BenchmarkMetrics(CATEGORIES, TERMS, scenario.fusion, scenario.memory_gb, scenario.own)
     for key in scenario.without:
         data[key] = None
     if float64:
@@ -85,6 +151,8 @@ def fill(scenario: Scenario, images: list[int], *, float64: bool = False) -> Ben
 
 
 def _rows(value: Any, rows: list[int]) -> Any:
+    if isinstance(value, dict):
+        return {name: one[rows] for name, one in value.items()}
     if isinstance(value, Tensor):
         return value[rows]
     return value if value is None else [value[row] for row in rows]
@@ -101,8 +169,20 @@ def run_process(rank: int, processes: int, folder: str) -> None:
         metrics = fill(scenario, images, float64=rank == scenario.float64_rank)
         results[name] = [metrics.compute(), metrics.compute()]
     results["single"] = single_metrics(range(rank, 17, processes))
+    results["refused"] = [_error_of(lambda: fill(SCENARIOS["in turn"], [0]).finish("screw"))]
+    for name, own in NOT_SHARED.items():
+        scenario = SCENARIOS["in turn"]._replace(own={name: own})
+        results["refused"].append(_error_of(lambda scenario=scenario: fill(scenario, [0])))
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
+
+
+def _error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def single_metrics(images: range) -> dict[str, float]:
@@ -110,5 +190,5 @@ def single_metrics(images: range) -> dict[str, float]:
     data, rows = draw(), list(images)
     region, curve = AUPRO(), AUROC()
     region.update(data["anomaly_map"][rows], data["mask"][rows])
-    curve.update(data["cls_score"][rows], data["label"][rows])
+    curve.update(data["single_score"][rows], data["label"][rows])
     return {"AUPRO": region.compute().item(), "AUROC": curve.compute().item()}

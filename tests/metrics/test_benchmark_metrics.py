@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.metrics import METRIC_NAMES, BenchmarkMetrics, ImageMetrics, PixelMetrics, merge_states, write_state
+from src.metrics import METRIC_NAMES, BenchmarkMetrics, ImageMetrics, PixelMetrics
+from src.run.metric_state import merge_states, write_state
 
 CATEGORIES = ["screw", "bottle", "type.a", "keys"]  # the last two are names that nn.ModuleDict refuses
+TERMS = ["cls_score", "map_max"]
 THRESHOLDS = {"image_F1Max_threshold", "pixel_F1Max_threshold"}
 
 
@@ -22,23 +24,36 @@ def draw(seed: int = 0, n: int = 24) -> dict[str, object]:
     noise = torch.randn(n, 12, 12, generator=generator)
     return {
         "category": category,
-        "cls_score": torch.rand(n, generator=generator) + 0.2 * strength * label,
-        "map_max": torch.rand(n, generator=generator) * 9 - 20,
+        "terms": {
+            "cls_score": torch.rand(n, generator=generator) + 0.2 * strength * label,
+            "map_max": torch.rand(n, generator=generator) * 9 - 20,
+        },
+        "single_score": torch.rand(n, generator=generator),
         "label": label,
         "anomaly_map": noise + strength[:, None, None] * mask,
         "mask": mask,
     }
 
 
+def new(**options: object) -> BenchmarkMetrics:
+    return BenchmarkMetrics(CATEGORIES, **({"terms": TERMS, "fusion": "min_max_sum"} | options))
+
+
 def evaluate(*batches: dict[str, object]) -> dict[str, dict]:
-    metrics = BenchmarkMetrics(CATEGORIES)
+    metrics = new()
     for batch in batches:
         metrics.update(**batch)
     return metrics.compute()
 
 
 def rows_of(batch: dict[str, object], rows: list[int]) -> dict[str, object]:
-    return {k: [v[i] for i in rows] if isinstance(v, list) else v[rows] for k, v in batch.items()}
+    return {key: rows_of_value(value, rows) for key, value in batch.items()}
+
+
+def rows_of_value(value: object, rows: list[int]) -> object:
+    if isinstance(value, dict):
+        return {name: one[rows] for name, one in value.items()}
+    return [value[i] for i in rows] if isinstance(value, list) else value[rows]
 
 
 def test_each_category_is_evaluated_alone_and_in_the_given_order():
@@ -47,8 +62,8 @@ def test_each_category_is_evaluated_alone_and_in_the_given_order():
     assert list(result["categories"]) == ["screw", "bottle", "type.a"]  # "keys" never got an image
     for name, values in result["categories"].items():
         one = rows_of(batch, [i for i, other in enumerate(batch["category"]) if other == name])
-        image, pixel = ImageMetrics(), PixelMetrics()
-        image.update(one["cls_score"], one["map_max"], one["label"])
+        image, pixel = ImageMetrics(TERMS, "min_max_sum"), PixelMetrics()
+        image.update(one["terms"], one["single_score"], one["label"])
         pixel.update(one["anomaly_map"], one["mask"])
         assert values == {**image.compute(), **pixel.compute(), "vanished_masks": 0}
         assert values.keys() == {*METRIC_NAMES, *THRESHOLDS, "vanished_masks"}
@@ -97,7 +112,7 @@ def test_with_neither_there_is_nothing_but_the_categories():
     batch = draw()
     del batch["mask"], batch["label"]
     assert evaluate(batch) == {"mean": {}, "categories": {"screw": {}, "bottle": {}, "type.a": {}}}
-    assert BenchmarkMetrics(CATEGORIES).compute() == {"mean": {}, "categories": {}}
+    assert new().compute() == {"mean": {}, "categories": {}}
 
 
 def test_vanished_masks_are_counted_per_category():
@@ -120,7 +135,7 @@ def test_masks_that_were_empty_before_are_counted_apart(tmp_path):
         assert [values[key] for values in result["categories"].values()] == expected
     parts = [tmp_path / "first", tmp_path / "second"]
     for path, rows in zip(parts, (range(10), range(10, 24)), strict=True):
-        metrics = BenchmarkMetrics(CATEGORIES)
+        metrics = new()
         metrics.update(**rows_of(batch, list(rows)))
         write_state(metrics, path)
     assert merge_states(parts).compute() == result
@@ -146,7 +161,7 @@ def test_native_sizes_as_lists():
 
 def test_compute_twice_and_reset():
     batch, other = draw(1), draw(2)
-    metrics = BenchmarkMetrics(CATEGORIES)
+    metrics = new()
     metrics.update(**batch)
     assert metrics.compute() == metrics.compute() == evaluate(batch)
     metrics.update(**other)
@@ -161,7 +176,7 @@ def test_two_instances_inside_a_module_do_not_mix():
     class Holder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.val_metrics, self.test_metrics = BenchmarkMetrics(CATEGORIES), BenchmarkMetrics(CATEGORIES)
+            self.val_metrics, self.test_metrics = new(), new()
 
     holder = Holder()
     holder.val_metrics.update(**draw(1))
@@ -180,7 +195,7 @@ def test_no_warning_where_something_is_absent():
 
 
 def test_bad_input_is_refused():
-    batch, metrics = draw(), BenchmarkMetrics(CATEGORIES)
+    batch, metrics = draw(), new()
     with pytest.raises(ValueError, match=r"`category` to be among \['screw', .*\], but got \['nut'\]"):
         metrics.update(**{**batch, "category": ["nut"] * 24})
     with pytest.raises(ValueError, match="`label` to have length 24, but got 23"):
@@ -188,25 +203,56 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="`anomaly_map` to be given with `mask`"):
         metrics.update(**{**batch, "anomaly_map": None})
     with pytest.raises(ValueError, match="`cls_score` to be finite"):
-        metrics.update(**{**batch, "cls_score": batch["cls_score"] / 0})
+        metrics.update(**{**batch, "terms": batch["terms"] | {"cls_score": torch.full((24,), torch.nan)}})
     with pytest.raises(ValueError, match="`categories` to name each once"):
-        BenchmarkMetrics(["screw", "screw"])
+        BenchmarkMetrics(["screw", "screw"], TERMS, "min_max_sum")
+    for terms in ({"cls_score": torch.rand(24)}, {**batch["terms"], "other": torch.rand(24)}):
+        with pytest.raises(ValueError, match=r"`terms` to have \['cls_score', 'map_max'\], but got"):
+            metrics.update(**{**batch, "terms": terms})
+    with pytest.raises(ValueError, match="`fusion` to be one of min_max_sum, half_sum_min_max, single, but got sum"):
+        new(fusion="sum")
+    with pytest.raises(ValueError, match="`terms` to have two terms for fusion half_sum_min_max"):
+        new(fusion="half_sum_min_max", terms=["cls_score"])
 
 
-def test_a_category_is_computed_and_forgotten_with_its_last_image():
+def test_a_finished_category_keeps_its_result_and_nothing_else():
     batch = draw()
     expected = evaluate(batch)
-    metrics = BenchmarkMetrics(CATEGORIES, num_images={"screw": 8, "bottle": 8, "type.a": 9, "keys": 3})
-    for i, name in enumerate(["screw", "bottle", "type.a"]):
-        rows = [row for row, other in enumerate(batch["category"]) if other == name]
-        metrics.update(**rows_of(batch, rows[:5]))
-        assert metrics.pixel_metrics[i].normal_scores
-        metrics.update(**rows_of(batch, rows[5:]))
-        assert bool(metrics.pixel_metrics[i].normal_scores) == (name == "type.a")  # one of its images is still to come
+    metrics = new()
+    metrics.update(**batch)
+    metrics.finish("screw")
+    metrics.finish("bottle")
+    assert [bool(metric.normal_scores) for metric in metrics.pixel_metrics] == [False, False, True, False]
+    assert [bool(metric.scores) for metric in metrics.image_metrics] == [False, False, True, False]
     assert metrics.compute() == metrics.compute() == expected
+    assert metrics.finished == {name: expected["categories"][name] for name in ("screw", "bottle")}
+    assert metrics.num_images == {"screw": 8, "bottle": 8, "type.a": 8, "keys": 0}
     with pytest.raises(ValueError, match=r"`category` to have images left to come, but got \['bottle', 'screw'\]"):
         metrics.update(**batch)
     metrics.reset()
     assert metrics.compute() == {"mean": {}, "categories": {}}
     metrics.update(**batch)
     assert metrics.compute() == expected
+
+
+def test_nothing_is_forgotten_unasked():
+    batch, metrics = draw(), new()
+    metrics.update(**batch)
+    held = [len(metric.normal_scores) for metric in metrics.pixel_metrics]
+    metrics.compute()
+    metrics.update(**batch)
+    assert [len(metric.normal_scores) for metric in metrics.pixel_metrics] >= held
+    assert metrics.compute() == evaluate(batch, batch)
+    assert metrics.finished == {}
+
+
+def test_the_fusion_chooses_the_image_score():
+    batch, results = draw(), {}
+    for rule in ("min_max_sum", "half_sum_min_max", "single"):
+        metrics = new(fusion=rule)
+        metrics.update(**batch)
+        results[rule] = metrics.compute()["categories"]["screw"]
+    assert len({values["image_AP"] for values in results.values()}) == 3
+    only_single = new(fusion="single", terms=[])
+    only_single.update(**{**batch, "terms": {}})
+    assert only_single.compute()["categories"]["screw"] == results["single"]

@@ -27,7 +27,8 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.filterwarnings("ignore:.*histogram")
 def test_benchmark_metrics(shared: list[dict], name: str) -> None:
     expected = fill(SCENARIOS[name], list(range(17))).compute()
-    assert len(expected["mean"]) == {"without labels": 4, "without masks": 3}.get(name, 7)
+    own = SCENARIOS[name].own or {}
+    assert len(expected["mean"]) == {"without labels": 4, "without masks": 3}.get(name, 7) + len(own)
     assert list(expected["categories"]) == ["screw", "bottle", "good"]
     assert ("pixel_AUROC_error" in expected["categories"]["screw"]) == name.startswith("histogram")
     for results in shared:
@@ -36,6 +37,16 @@ def test_benchmark_metrics(shared: list[dict], name: str) -> None:
 
 def test_single_metrics(shared: list[dict]) -> None:
     assert all(results["single"] == single_metrics(range(17)) for results in shared)
+
+
+def test_what_processes_can_not_share_is_refused(shared: list[dict]) -> None:
+    for results in shared:
+        finish, average, smallest = results["refused"]
+        assert finish == "screw can't be finished: several processes share its images"
+        assert "metric average to have lists, sums, minima and maxima as states" in average
+        assert "but it has the states ['average']; use one process" in average
+        assert "Expected metric smallest" in smallest
+        assert "but it holds other metrics; use one process" in smallest
 
 
 def test_the_scenarios_are_what_they_say() -> None:

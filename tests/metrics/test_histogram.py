@@ -88,9 +88,9 @@ def test_crowded_scores_are_reported_and_warned_of():
     # Between 1 and 1.001 there are two bins.
     maps, masks = draw(1)
     maps = 1 + 0.001 * (maps - maps.min()) / (maps.max() - maps.min())
-    metrics = BenchmarkMetrics(["bottle"], memory_gb=0)
+    metrics = BenchmarkMetrics(["bottle"], ["a"], "single", memory_gb=0)
     with pytest.warns(UserWarning, match="bottle: its maps exceed the memory for exact pixel metrics"):
-        metrics.update(["bottle"] * 6, torch.rand(6), torch.rand(6), None, maps, masks)
+        metrics.update(["bottle"] * 6, {"a": torch.rand(6)}, torch.rand(6), None, maps, masks)
     with pytest.warns(UserWarning, match=r"bottle: the histogram is too coarse for its scores \(pixel_AUROC_error 0\."):
         result = metrics.compute()["categories"]["bottle"]
     exact = evaluate(maps, masks)
@@ -121,8 +121,8 @@ def test_up_to_the_limit_the_metrics_are_exact():
 @pytest.mark.filterwarnings("error")
 def test_exact_results_say_nothing_of_errors_and_warn_of_nothing():
     maps, masks = draw(2)
-    metrics = BenchmarkMetrics(["bottle"], memory_gb=12 * maps.numel() / 1e9)
-    metrics.update(["bottle"] * 6, torch.rand(6), torch.rand(6), None, maps, masks)
+    metrics = BenchmarkMetrics(["bottle"], ["a"], "single", memory_gb=12 * maps.numel() / 1e9)
+    metrics.update(["bottle"] * 6, {"a": torch.rand(6)}, torch.rand(6), None, maps, masks)
     result = metrics.compute()
     assert not [key for key in result["categories"]["bottle"] if key.endswith("_error")]
     assert "pixel_AUROC_error" not in result["mean"]

@@ -66,6 +66,26 @@ def test_nothing_to_note(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed({"mean": {"image_AP": 0.5}, "categories": categories}, capsys)[-1] == "in percent"
 
 
+def test_own_metrics_follow_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    result: BenchmarkResult = {
+        "mean": {"image_AP": 0.75, "mean_absolute_error": 12345.678, "[dice]": 0.8},
+        "categories": {
+            "a": {"image_AP": 0.5, "mean_absolute_error": 12345.678, "[dice]": 0.812345},
+            "b": {"image_AP": 1.0, "[dice]": 0.787655},
+        },
+    }
+    lines = printed(result, capsys)
+    assert any("[dice]" in line.split() and "mean_absolute_error" in line.split() for line in lines[:-1])
+    cells = {words[1]: words[3::2] for words in (line.split() for line in lines) if len(words) == 9}
+    assert cells["a"] == ["50.0", "1.235e+04", "0.8123"]
+    assert cells["b"] == ["100.0", "-", "0.7877"]
+    assert cells["mean"] == ["75.0", "1.235e+04", "0.8"]
+    assert lines[-1] == (
+        "in percent; mean_absolute_error, [dice] as computed; "
+        "not every category can give mean_absolute_error: those means are over the ones that can"
+    )
+
+
 def test_notes_name_the_categories_of_which_a_histogram_took_over(capsys: pytest.CaptureFixture[str]) -> None:
     categories = {"a": {"pixel_AP": 0.5, "pixel_AP_error": 0.001}, "b": {"pixel_AP": 0.5}}
     print_table({"mean": {"pixel_AP": 0.5}, "categories": categories}, "title")

@@ -15,10 +15,11 @@ from src.metrics.functional.curve import (
     sort_and_count,
 )
 from src.metrics.functional.f1_max import BestF1, f1_max
-from src.metrics.functional.fusion import fuse_image_scores
+from src.metrics.functional.fusion import FUSIONS, check_fusion, fuse, needs_all_images
 from src.metrics.functional.histogram import count_anomalous, count_normal, empty_histogram, histogram_curve
 
 __all__ = [
+    "FUSIONS",
     "AnomalousSide",
     "BestF1",
     "ComponentAreas",
@@ -31,6 +32,7 @@ __all__ = [
     "auroc_error",
     "average_precision",
     "average_precision_error",
+    "check_fusion",
     "component_areas",
     "count_anomalous",
     "count_normal",
@@ -39,7 +41,8 @@ __all__ = [
     "exact_curve",
     "f1_max",
     "f1_max_error",
-    "fuse_image_scores",
+    "fuse",
     "histogram_curve",
+    "needs_all_images",
     "sort_and_count",
 ]

@@ -51,6 +51,12 @@ def aupro(curve: Curve, max_fpr: float = 0.3) -> float | None:
 
     Raises:
         ValueError: if the curve has no areas or ``max_fpr`` is out of range.
+
+    Example:
+        >>> from src.metrics.functional import exact_curve
+        >>> scores, areas = torch.tensor([0.8, 0.3]), torch.tensor([2, 2], dtype=torch.int32)
+        >>> aupro(exact_curve(scores, torch.tensor([0.4, 0.1]), areas))
+        0.5
     """
     segments = pro_segments(curve, max_fpr)
     if segments is None:

@@ -7,6 +7,12 @@ def auroc(curve: Curve) -> float | None:
     """Return the probability, in [0, 1], that an anomalous sample outscores a normal one, a tie counting half.
 
     This Mann-Whitney form equals the trapezoid area under the ROC curve. None if a class is missing.
+
+    Example:
+        >>> import torch
+        >>> from src.metrics.functional import exact_curve
+        >>> auroc(exact_curve(torch.tensor([0.8, 0.3]), torch.tensor([0.4, 0.1])))
+        0.75
     """
     if not curve.has_both_classes:
         return None

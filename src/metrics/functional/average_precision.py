@@ -8,6 +8,12 @@ def average_precision(curve: Curve) -> float | None:
 
     The step-wise sum of scikit-learn's `average_precision_score`, without interpolation. Recall rises only at anomalous
     scores, so the other thresholds add nothing. None if a class is missing.
+
+    Example:
+        >>> import torch
+        >>> from src.metrics.functional import exact_curve
+        >>> average_precision(exact_curve(torch.tensor([0.8, 0.3]), torch.tensor([0.4, 0.1])))
+        0.8333333333333333
     """
     if not curve.has_both_classes:
         return None

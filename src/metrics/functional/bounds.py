@@ -16,7 +16,16 @@ from src.metrics.functional.f1_max import f1_max
 
 
 def auroc_error(curve: Curve) -> float | None:
-    """Half of the pairs of an anomalous and a normal score that share a bin; None if a class is missing."""
+    """Half of the pairs of an anomalous and a normal score that share a bin; None if a class is missing.
+
+    Example:
+        >>> from src.metrics.functional import count_anomalous, count_normal, empty_histogram, histogram_curve
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 1], dtype=torch.int32))
+        >>> count_normal(histogram, torch.tensor([0.5, 0.1]))
+        >>> auroc_error(histogram_curve(histogram))
+        0.125
+    """
     if not curve.has_both_classes:
         return None
     tp0, tp1, fp0, fp1 = _corners(curve)
@@ -30,6 +39,14 @@ def average_precision_error(curve: Curve) -> float | None:
     tp / (tp + fp) is concave in tp, its mean over them is at least that of the first and the last, and at least the
     mean integral that reaches half a step beyond both. The first is exact for one or two scores and the second nearly
     so for many; the bound is at most 5 % above what the worst order does.
+
+    Example:
+        >>> from src.metrics.functional import count_anomalous, count_normal, empty_histogram, histogram_curve
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 1], dtype=torch.int32))
+        >>> count_normal(histogram, torch.tensor([0.5, 0.1]))
+        >>> round(average_precision_error(histogram_curve(histogram)), 4)
+        0.1667
     """
     value = average_precision(curve)
     if value is None:
@@ -47,6 +64,14 @@ def f1_max_error(curve: Curve) -> float | None:
     """What F1 gains at most if a bin's anomalous scores lie above its normal ones; None if a class is missing.
 
     It loses nothing, as the bins' edges are thresholds like others.
+
+    Example:
+        >>> from src.metrics.functional import count_anomalous, count_normal, empty_histogram, histogram_curve
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 1], dtype=torch.int32))
+        >>> count_normal(histogram, torch.tensor([0.5, 0.1]))
+        >>> round(f1_max_error(histogram_curve(histogram)), 4)
+        0.2
     """
     best = f1_max(curve)
     if best is None:
@@ -56,7 +81,16 @@ def f1_max_error(curve: Curve) -> float | None:
 
 
 def aupro_error(curve: Curve, max_fpr: float = 0.3) -> float | None:
-    """The area between the rises drawn and those of the best and the worst order; None if a class is missing."""
+    """The area between the rises drawn and those of the best and the worst order; None if a class is missing.
+
+    Example:
+        >>> from src.metrics.functional import count_anomalous, count_normal, empty_histogram, histogram_curve
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 1], dtype=torch.int32))
+        >>> count_normal(histogram, torch.tensor([0.5, 0.1]))
+        >>> round(aupro_error(histogram_curve(histogram)), 4)
+        0.35
+    """
     segments = pro_segments(curve, max_fpr)
     if segments is None:
         return None

@@ -28,6 +28,10 @@ def component_areas(mask: Tensor) -> ComponentAreas:
 
     Raises:
         ValueError: if ``mask`` has another number of dimensions or holds anything but 0 and 1.
+
+    Example:
+        >>> component_areas(torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]]))
+        ComponentAreas(areas=tensor([2, 1, 2], dtype=torch.int32), num_components=2)
     """
     if mask.ndim != 3:
         check_ndim(mask, "mask", 2)

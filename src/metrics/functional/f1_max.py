@@ -17,6 +17,12 @@ def f1_max(curve: Curve) -> BestF1 | None:
 
     A threshold at a normal score alone has the true positives of the next higher anomalous score and more false
     positives, so the maximum lies at an anomalous score. None if a class is missing.
+
+    Example:
+        >>> import torch
+        >>> from src.metrics.functional import exact_curve
+        >>> f1_max(exact_curve(torch.tensor([0.8, 0.3]), torch.tensor([0.4, 0.1])))
+        BestF1(value=0.8, threshold=0.30000001192092896)
     """
     if not curve.has_both_classes:
         return None

@@ -26,6 +26,10 @@ def empty_histogram() -> Tensor:
     """Return a histogram (3, K) int64 of nothing; histograms are merged by adding them up.
 
     Its rows: normal scores in each bin, anomalous scores, and the sum of the anomalous pixels' weights 1 / area.
+
+    Example:
+        >>> empty_histogram().shape
+        torch.Size([3, 1048576])
     """
     return torch.zeros(3, NUM_BINS, dtype=torch.int64)
 
@@ -34,6 +38,12 @@ def count_anomalous(histogram: Tensor, scores: Tensor, areas: Tensor) -> None:
     """Add anomalous scores (A,) with their components' areas (A,) to a histogram (3, K), in place.
 
     Scores are finite floating point, and float64 is rounded to float32; areas int32, positive (see `component_areas`).
+
+    Example:
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 4], dtype=torch.int32))
+        >>> histogram.sum(dim=1)[:2]
+        tensor([0, 2])
     """
     bins = _bins_of(scores)
     _, anomalous, weights = histogram.numpy()
@@ -42,14 +52,28 @@ def count_anomalous(histogram: Tensor, scores: Tensor, areas: Tensor) -> None:
 
 
 def count_normal(histogram: Tensor, scores: Tensor) -> None:
-    """Add normal scores (N,), finite floating point, to a histogram (3, K), in place."""
+    """Add normal scores (N,), finite floating point, to a histogram (3, K), in place.
+
+    Example:
+        >>> histogram = empty_histogram()
+        >>> count_normal(histogram, torch.tensor([0.5, 2.0, 0.0]))
+        >>> histogram.sum(dim=1)[:2]
+        tensor([3, 0])
+    """
     for part in torch.split(scores, _PART):
         normals = histogram.numpy()[0]
         normals += np.bincount(_bins_of(part), minlength=NUM_BINS)
 
 
 def histogram_curve(histogram: Tensor) -> Curve:
-    """Return the curve of the scores rounded down to their bins' lower edges: the exact one of coarser scores."""
+    """Return the curve of the scores rounded down to their bins' lower edges: the exact one of coarser scores.
+
+    Example:
+        >>> histogram = empty_histogram()
+        >>> count_anomalous(histogram, torch.tensor([0.5, 2.0]), torch.tensor([1, 4], dtype=torch.int32))
+        >>> histogram_curve(histogram).thresholds
+        tensor([2.0000, 0.5000])
+    """
     normals, anomalous, weights = histogram.numpy()[:, ::-1]  # highest score first
     at = np.flatnonzero(anomalous)  # (T,)
     at_or_above = np.cumsum(normals)

@@ -1,0 +1,130 @@
+"""`predictions.csv`: one row an image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from datamodules.errors import reason_of
+from src.files import damaged, write_text
+from src.metrics.functional import fuse
+
+BEFORE_TERMS = ("image_path", "category", "label")
+AFTER_TERMS = ("image_score", "single_score")
+
+
+class Prediction(NamedTuple):
+    """An image's scores.
+
+    Attributes:
+        image_path: as the data set has it.
+        category: as the data set has it.
+        label: 0 or 1; None where the data set has none.
+        terms: the image-level terms by name.
+        single_score: the score of the image on its own.
+        image_score: the fused score, of a row that was read; None where the file has none.
+    """
+
+    image_path: str
+    category: str
+    label: int | None
+    terms: dict[str, float]
+    single_score: float
+    image_score: float | None = None
+
+
+def columns_of(terms: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the table of a method with these terms.
+
+    Raises:
+        ValueError: a column would be there twice.
+    """
+    columns = (*BEFORE_TERMS, *terms, *AFTER_TERMS)
+    if len(set(columns)) != len(columns):
+        raise ValueError(f"Expected argument `terms` to make each column once, but got {', '.join(columns)}.")
+    return columns
+
+
+def write_predictions(path: Path, rows: Sequence[Prediction], terms: Sequence[str], rule: str | None) -> None:
+    """Write the table.
+
+    Args:
+        path: the file.
+        rows: in file order.
+        terms: the names of the image-level terms, in the method's order.
+        rule: how the image score is fused from the scores of a category's rows, one of
+            `src.metrics.functional.FUSIONS`; None leaves it empty, where not all images are there that the rule needs.
+
+    Raises:
+        ValueError: there is no such rule, or it does not fit the terms.
+        OSError: the disk is full.
+    """
+    image_scores = fused(rows, terms, rule) if rule else [None] * len(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns_of(terms))
+    for row, image_score in zip(rows, image_scores, strict=True):
+        scores = (*(row.terms[name] for name in terms), image_score, row.single_score)
+        # repr gives back the very number, whether it is read as float32 or float64.
+        cells = ("" if score is None else repr(score) for score in scores)
+        writer.writerow((row.image_path, row.category, "" if row.label is None else row.label, *cells))
+    write_text(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a table again.
+
+    Raises:
+        UserError: it is not what the project writes.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            terms = header[len(BEFORE_TERMS) : -len(AFTER_TERMS)]
+            if tuple(header) != columns_of(terms):
+                expected = ", ".join((*BEFORE_TERMS, "terms", *AFTER_TERMS))
+                raise ValueError(f"expected the columns {expected}, found {', '.join(header) or 'none'}")
+            return [_prediction(row, terms, rows.line_num) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise damaged(path, reason_of(error)) from error
+
+
+def _prediction(row: list[str], terms: list[str], line: int) -> Prediction:
+    columns = columns_of(terms)
+    if len(row) != len(columns) or row[2] not in ("", "0", "1"):
+        raise ValueError(f"line {line} has not {len(columns)} columns, with a label of 0, 1 or none")
+    *of_terms, image_score, single_score = row[len(BEFORE_TERMS) :]
+    scores = [float(score) for score in (*of_terms, single_score, image_score or "0")]
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"line {line} has a score that is not finite")
+    return Prediction(
+        image_path=row[0],
+        category=row[1],
+        label=int(row[2]) if row[2] else None,
+        terms=dict(zip(terms, scores, strict=False)),
+        single_score=scores[-2],
+        image_score=scores[-1] if image_score else None,
+    )
+
+
+def fused(rows: Sequence[Prediction], terms: Sequence[str], rule: str) -> list[float]:
+    """The image score of each row, fused over the rows of its category."""
+    image_scores = [0.0] * len(rows)
+    for category in dict.fromkeys(row.category for row in rows):
+        indices = [i for i, row in enumerate(rows) if row.category == category]
+        own = {name: _column([rows[i].terms[name] for i in indices]) for name in terms}
+        single_score = _column([rows[i].single_score for i in indices])
+        for i, value in zip(indices, fuse(own, single_score, rule).tolist(), strict=True):
+            image_scores[i] = value
+    return image_scores
+
+
+def _column(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
