@@ -15,12 +15,12 @@ from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError, reason_of
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
+from src.metrics.exchange import is_shared
 from src.models.maps import resize_like
-from src.models.method import Features, Method, Scores
+from src.models.method import Features, Method, Scores, Targets
 from src.processes import gather_rows, is_first
-from src.run.metric_state import write_state
+from src.run.checkpoints import LAST_CHECKPOINT
 from src.run.trained_weights import ORIGIN, Origin, check_finite
-from src.run.trainer import LAST_CHECKPOINT
 
 Batch = dict[str, Any]
 RUN = "run"  # in a checkpoint: which run it is of
@@ -29,10 +29,10 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class ClassSet(NamedTuple):
-    """The classes of one data set, and how their sentences are clustered."""
+    """The classes of one data set."""
 
     names: Sequence[str]
-    dbscan: Mapping[str, Any]
+    data_set: str
 
 
 class AnomalyModule(LightningModule):
@@ -40,49 +40,62 @@ class AnomalyModule(LightningModule):
 
     Args:
         method: SDP, SDP+ or another.
-        optimizer: makes the optimizer from the trainable parameters; None where nothing is trained.
-        train_classes: classes of the training data, held-out ones included; None where nothing is trained.
+        line: what is trained and tested, for whoever shows results.
         test_classes: classes of the test data.
-        val_categories: the classes that validate.
         num_test_images: of each test class; a class is evaluated with its last image, and its maps are let go.
-        metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
+        is_part: whether this is a part of an evaluation, which computes no metrics.
+        train_classes: classes of the training data, held-out ones included; None where nothing is trained.
+        val_categories: the classes that validate.
+        optimizer: makes the optimizer from the trainable parameters; None where nothing is trained.
         origin: what the trained parameters say about themselves.
-        state_file: where a part of a test leaves its scores, instead of computing metrics of that part.
+        metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
+        own_metrics: of the user, by name; see `BenchmarkMetrics`.
         frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
         run_id: the same in all parts of a run that is resumed; its checkpoints carry it.
 
     Attributes:
-        test_result: the metrics of the last test.
+        results: the metrics of the last test.
+        test_metrics: the scores of the last test, until the next one.
     """
 
-    test_result: BenchmarkResult
+    results: BenchmarkResult
 
     def __init__(
         self,
         method: Method,
-        optimizer: OptimizerFactory | None,
-        train_classes: ClassSet | None,
+        line: str,
+        *,
         test_classes: ClassSet,
-        val_categories: Sequence[str],
         num_test_images: Mapping[str, int],
-        metrics_memory_gb: float,
-        origin: Origin,
-        state_file: Path | None = None,
+        is_part: bool = False,
+        train_classes: ClassSet | None = None,
+        val_categories: Sequence[str] = (),
+        optimizer: OptimizerFactory | None = None,
+        origin: Origin | None = None,
+        metrics_memory_gb: float | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         run_id: str = "",
     ) -> None:
         super().__init__()
         self.method = method
-        self.optimizer_factory = optimizer
-        self.train_classes = train_classes
+        self.line = line
         self.test_classes = test_classes
-        self.origin = origin
-        self.state_file = state_file
+        self.num_test_images = num_test_images
+        self.is_part = is_part
+        self.train_classes = train_classes
+        self.optimizer_factory = optimizer
+        self.origin = origin or Origin()
         self.frozen_dtype = frozen_dtype
         self.run_id = run_id
-        self.val_metrics = BenchmarkMetrics(val_categories, memory_gb=metrics_memory_gb)
-        self.test_metrics = BenchmarkMetrics(test_classes.names, num_test_images, metrics_memory_gb)
+        measures = (method.terms, method.fusion, metrics_memory_gb)
+        self.val_metrics = BenchmarkMetrics(val_categories, *measures)
+        self.test_metrics = BenchmarkMetrics(test_classes.names, *measures)
         self.strict_loading = False  # checkpoints hold the trained parameters only
+
+    @property
+    def fusion_rule(self) -> str | None:
+        """How a test fuses an image's scores; None for a part, which has not all the images."""
+        return None if self.is_part else self.method.fusion
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch.
@@ -91,11 +104,28 @@ class AnomalyModule(LightningModule):
             UserError: a score is not finite; a ranking with such a score would mean nothing.
         """
         scores = self.method.score(self._features(batch), self.method.text(batch["category"]))
-        finite = scores.anomaly_map.isfinite().all(dim=(1, 2)) & scores.cls_score.isfinite()  # (B,)
-        if not finite.all():
-            name = batch["image_path"][int(finite.int().argmin())]
-            raise UserError(f"the scores of {name} are not finite; try trainer.precision=32, or check the weights")
+        self._check(scores, batch)
         return scores
+
+    def _check(self, scores: Scores, batch: Batch) -> None:
+        """Refuse what can't be scores. A wrong shape is the method's author's, a value that is no number the user's."""
+        images, name = len(batch["category"]), self.method.name
+        image_level = {**scores.terms, "single_score": scores.single_score}
+        shapes = {key: tuple(value.shape) for key, value in image_level.items()}
+        if scores.anomaly_map.ndim != 3 or len(scores.anomaly_map) != images or set(shapes.values()) != {(images,)}:
+            raise ValueError(
+                f"method {name}: expected an anomaly_map of shape ({images}, H, W) and image-level scores of shape "
+                f"({images},), but got {tuple(scores.anomaly_map.shape)} and {shapes}"
+            )
+        if list(scores.terms) != list(self.method.terms):
+            raise ValueError(f"method {name}: expected terms {list(self.method.terms)}, but got {list(scores.terms)}")
+        finite = torch.stack([scores.anomaly_map.amax(dim=(1, 2)), *image_level.values()]).isfinite().all(dim=0)  # (B,)
+        finite &= scores.anomaly_map.amin(dim=(1, 2)).isfinite()
+        if not finite.all():
+            path = batch["image_path"][int(finite.int().argmin())]
+            raise UserError(
+                f"the scores of {path} by {name} are not finite; try trainer.precision=32, or check the weights"
+            )
 
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer of the trainable parameters.
@@ -112,16 +142,22 @@ class AnomalyModule(LightningModule):
     def on_fit_start(self) -> None:
         """Embed the training classes; the module is on its device by now."""
         assert self.train_classes is not None
-        self.method.text.prepare(*self.train_classes)
+        self._prepare(self.train_classes)
 
     def on_test_start(self) -> None:
         """Embed the test classes."""
-        self.method.text.prepare(*self.test_classes)
+        self._prepare(self.test_classes)
         self.test_metrics.reset()
 
     def on_predict_start(self) -> None:
         """Embed the classes of the images to score."""
-        self.method.text.prepare(*self.test_classes)
+        self._prepare(self.test_classes)
+
+    def _prepare(self, classes: ClassSet) -> None:
+        try:
+            self.method.text.prepare(*classes)
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The method's loss on a batch; under several processes, this process's part of it.
@@ -129,7 +165,8 @@ class AnomalyModule(LightningModule):
         Raises:
             UserError: it is not finite. All processes find the same.
         """
-        losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), batch["mask"])
+        targets = Targets(batch.get("mask"), batch.get("label"))
+        losses = self.method.loss(self._features(batch), self.method.text(batch["category"]), targets)
         count = 0 if FILLER in batch else len(batch["category"])
         weight, losses_of_step, images = self._share_of_step(losses, count)
         if not losses_of_step["loss"].isfinite():
@@ -184,16 +221,21 @@ class AnomalyModule(LightningModule):
             return None
         scores = self(batch)
         self._update(self.test_metrics, batch, scores)
+        if not (self.is_part or is_shared()):
+            self._let_go(set(batch["category"]))
         return {"scores": scores}
 
+    def _let_go(self, categories: Iterable[str]) -> None:
+        """Compute what is complete, and release its maps: 4 bytes a pixel."""
+        for name in categories:
+            if self.test_metrics.num_images[name] == self.num_test_images[name]:
+                self.test_metrics.finish(name)
+
     def on_test_epoch_end(self) -> None:
-        """Compute the metrics and log their means as `test/<name>`; of a part, write what they need."""
-        if self.state_file:
-            write_state(self.test_metrics, self.state_file)
-        else:
-            self.test_result = self.test_metrics.compute()
-            self.log_dict({f"test/{name}": value for name, value in self.test_result["mean"].items()})
-        self.test_metrics.reset()
+        """Compute the metrics and log their means as `test/<name>`; a part has none."""
+        if not self.is_part:
+            self.results = self.test_metrics.compute()
+            self.log_dict({f"test/{name}": value for name, value in self.results["mean"].items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores] | None:
         """Hand a batch's scores to the callbacks."""
@@ -242,4 +284,4 @@ class AnomalyModule(LightningModule):
         mask = batch.get("mask")
         maps = resize_like(scores.anomaly_map, mask) if mask is not None else None
         label, is_empty = batch.get("label"), batch.get("mask_is_empty")
-        metrics.update(batch["category"], scores.cls_score, scores.map_max, label, maps, mask, is_empty)
+        metrics.update(batch["category"], scores.terms, scores.single_score, label, maps, mask, is_empty)

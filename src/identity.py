@@ -44,8 +44,8 @@ class NoSource(Exception):  # noqa: N818 - no error, only a reason to do without
 def describe_code(classes: Iterable[type]) -> dict[str, Any]:
     """What tells the code of some classes, and of their bases, from any other.
 
-    Of the project these are the sources in `src/models`, and the file of a class that is elsewhere in `src`. Of other
-    packages, such as the user's own, it is every .py file, since a method may be spread over them.
+    Of the project these are the sources in `src/models` and `src/clip`, and the file of a class that is elsewhere in
+    `src`. Of other packages, such as the user's own, it is every .py file, since a method may be spread over them.
 
     Returns:
         The classes' names, a hash for each top-level package or module, and the versions of those that have releases.
@@ -87,7 +87,9 @@ def _hash_of_sources(package: str, members: frozenset[type]) -> str:
     Not of what they are now: a process goes on with the code that it has loaded, whatever is edited meanwhile.
     """
     is_project = package == _PROJECT.name
-    folders = [_PROJECT / "models"] if is_project else getattr(sys.modules.get(package), "__path__", [])
+    folders = (
+        [_PROJECT / "models", _PROJECT / "clip"] if is_project else getattr(sys.modules.get(package), "__path__", [])
+    )
     files = {source: source.name for source in map(_source_of, members)}
     for folder in (Path(folder).resolve() for folder in folders):
         files |= {path: path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}

@@ -6,12 +6,12 @@ import csv
 import json
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from src.cli import run_command
 from tests.golden_reference import Golden
 
 
@@ -58,7 +58,7 @@ class Cli:
         self.monkeypatch.setattr(sys, "argv", [f"src/{command}.py", *overrides, *target])
         code = 0
         try:
-            run_command(command)
+            import_module(f"src.{command}").main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

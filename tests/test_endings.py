@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ import torch
 
 from datamodules.dataset import AnomalyDataset
 from src.anomaly_module import AnomalyModule
-from src.cli import run_command
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
 from src.sweeps.trial import read_trials
@@ -70,7 +70,7 @@ def signalled(number: int, when: Callable[[Path], bool], folder: Path, command: 
                 sys.argv = [f"src/{command}.py", *overrides, f"paths.output_dir={folder}"]
                 sys.argv += [f"paths.cache_dir={folder.parent / 'cache'}"]
                 try:
-                    run_command(command)
+                    import_module(f"src.{command}").main()
                     code = 0
                 except SystemExit as stop:
                     code = int(stop.code or 0)
@@ -252,12 +252,12 @@ def test_a_damaged_best_checkpoint_makes_way_for_the_best_before(
         self.log("val/pixel_AP", scores[self.current_epoch])
         self.val_metrics.reset()
 
-    def power_cut(run: object) -> None:
+    def power_cut(*_: object, **__: object) -> None:
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(AnomalyModule, "on_validation_epoch_end", log_score)
     with monkeypatch.context() as patch:
-        patch.setattr("src.commands._test", power_cut)
+        patch.setattr("lightning.Trainer.test", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             cli("train", *held_out)
     truncate(cli.folder / "run" / "checkpoints" / "best.ckpt")
@@ -362,9 +362,9 @@ def test_a_killed_run_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     run = (
-        "import os, signal, sys, src.cli\n"
+        "import os, signal, sys, src.eval\n"
         f"sys.argv = ['src/eval.py', 'test_data.root=/nowhere', 'paths.output_dir={tmp_path}/run']\n"
-        "try:\n    src.cli.run_command('eval')\n"
+        "try:\n    src.eval.main()\n"
         "finally:\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "TMPDIR": str(temporary)}

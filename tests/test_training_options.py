@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.models.sdp_plus import SDPPlus
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
@@ -104,11 +103,11 @@ def test_a_run_that_was_killed_after_it_had_stopped_trains_no_more(
 ) -> None:
     options = [*without_progress(train), *STOPPING, *HOPELESS]
 
-    def power_cut(self: SDPPlus, *args: object) -> None:
+    def power_cut(*_: object, **__: object) -> None:
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("src.commands._test", power_cut)
+        patch.setattr("lightning.Trainer.test", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             cli("train", *options)
     last = cli.folder / "run" / "checkpoints" / "last.ckpt"

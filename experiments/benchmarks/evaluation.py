@@ -74,7 +74,7 @@ def profile(target: Path, overrides: list[str]) -> None:
     from lightning import Trainer
 
     from src.anomaly_module import AnomalyModule
-    from src.cli import run_command
+    from src.eval import main
     from src.metrics.benchmark_metrics import BenchmarkMetrics
     from src.models.dual_path import DualPath
     from src.models.sdp import SDP
@@ -91,7 +91,7 @@ def profile(target: Path, overrides: list[str]) -> None:
     ):
         setattr(owner, method, _timed(getattr(owner, method), seconds, name))
     sys.argv = ["src/eval.py", *overrides]
-    run_command("eval")
+    main()
     target.write_text(json.dumps(seconds))
 
 

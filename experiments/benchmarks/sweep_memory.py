@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.benchmarks.runs import ARCHITECTURE
 from experiments.benchmarks.timing import print_table, set_threads, write_results
-from src import cli
+from src.eval import main as evaluate
 
 MB = 1e6
 
@@ -61,7 +61,7 @@ def main() -> None:
     curve = Curve()
     curve.watch()
     sys.argv = ["src/eval.py", "-m", *overrides(options, output)]
-    cli.run_command("eval")
+    evaluate()
     print_table(f"A sweep of {options.trials} trials", curve.rows)
     write_results("sweep_memory", {"curve": curve.rows}, trials=options.trials, threads=options.threads)
 

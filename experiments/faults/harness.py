@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import csv
 import hashlib
+import importlib
 import json
 import multiprocessing.util
 import os
@@ -31,11 +32,11 @@ from wandb.sdk.data_types._private import MEDIA_TMP
 
 import experiments.collect
 import experiments.merge
-import src.commands
 import src.models.sdp_plus
 import src.reproduce
+import src.run.build
+import src.run.steps
 from experiments.faults.meddling import Meddling, NoMountError, written_path
-from src.cli import run_command
 from tests.golden_reference import Golden
 
 torch.set_num_threads(1)  # a child can't use the threads of its parent
@@ -409,7 +410,7 @@ def _run(command: str, arguments: list[str]) -> int:
             src.reproduce.run = _run_again
             src.reproduce.main()
         else:
-            run_command(command)
+            importlib.import_module(f"src.{command}").main()
         return 0
     except SystemExit as stop:
         if isinstance(stop.code, str):

@@ -21,14 +21,19 @@ class MapWriter(Callback):
     """Writes each smoothed map at the model's size as `maps/<category>/<image's folder>/<image>.npy`, float32.
 
     Args:
-        folder: the run's folder.
-        images: category and path of every image that may come, in file order; all processes know all of them, so that
-            no two write to one name.
+        enabled: whether to write anything.
     """
 
-    def __init__(self, folder: Path, images: Iterable[tuple[str, str]]) -> None:
-        self.folder = folder / "maps"
-        self._names = map_names(images)
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the map of every image that may come: all processes know all, so that no two write to one name."""
+        if self.enabled:
+            self.folder = Path(trainer.default_root_dir) / "maps"
+            self._names = map_names(trainer.datamodule.image_names)  # type: ignore[attr-defined]
+
+    on_predict_start = on_test_start
 
     def on_test_batch_end(
         self,
@@ -40,7 +45,7 @@ class MapWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the maps of a batch."""
-        if outputs:  # of a filler there are none
+        if self.enabled and outputs:  # of a filler there are none
             self._write(outputs["scores"], batch)
 
     on_predict_batch_end = on_test_batch_end

@@ -6,6 +6,7 @@ import socket
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,6 +16,7 @@ from huggingface_hub import constants as hub_constants
 
 from datamodules.errors import UserError, reason_of
 from datamodules.images import CLIP_MEAN, CLIP_STD
+from src.files import sha256_of
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _PROBE_SECONDS = 5.0
@@ -37,6 +39,11 @@ class Weights:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     quick_gelu: bool = False
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The hash of the file; None of random weights."""
+        return sha256_of(self.path) if self.path else None
 
 
 TagConfig = dict[str, Any]

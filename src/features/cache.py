@@ -82,7 +82,7 @@ class FeatureCache:
             self._fill(data, role, paths, entries)
         except (NoRoom, NoSource, OSError) as reason:
             return off(str(reason))
-        data.stored[role] = {record: _sample(entry) for record, entry in entries.items()}
+        data.serve(role, {record: _sample(entry) for record, entry in entries.items()})
         say(f"features of {len(records)} images of {data.title}: {hits} cached, {len(records) - hits} computed")
         return {"key": key, "images": len(records), "hits": hits}
 

@@ -27,7 +27,6 @@ AUTO = "auto"
 def open_feature_cache(
     config: DictConfig,
     source: BackboneSource,
-    weights_sha256: str | None,
     method: Method,
     trainer: Trainer,
     *,
@@ -38,7 +37,6 @@ def open_feature_cache(
     Args:
         config: a validated configuration.
         source: the backbone.
-        weights_sha256: of its weights; None if they are random.
         method: computes the features.
         trainer: tells device and precision.
         trains: whether something is trained.
@@ -54,7 +52,7 @@ def open_feature_cache(
         return f"train_data.transforms={config.train_data.transforms} gives other images in each epoch"
     if method.frozen is None:
         return None if settings.enabled == AUTO else f"nothing of model {method.name} is frozen"
-    if weights_sha256 is None:
+    if source.weights.sha256 is None:
         return "the backbone's weights are random"
     if settings.enabled == AUTO and trainer.world_size > 1:
         # They are computed before there are several processes.
@@ -62,7 +60,7 @@ def open_feature_cache(
     if settings.enabled == AUTO and shortcuts(config.trainer):
         return f"the run is cut short by {', '.join(shortcuts(config.trainer))}"
     try:
-        identity = _identity(config, source, weights_sha256, method, trainer)
+        identity = _identity(config, source, source.weights.sha256, method, trainer)
     except NoSource as reason:
         return str(reason)
     store = ArrayStore(Path(config.paths.cache_dir).expanduser() / "features", settings.max_gb * 1e9)

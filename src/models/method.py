@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
         terms: the names of the image-level scores, in the order in which tables show them.
         fusion: how a benchmark fuses the terms, one of `src.metrics.functional.FUSIONS`.
         frozen: what the features depend on; None if training changes them. A subclass with other features has to
-            say anew what they depend on.
+            say anew what they depend on; of a class outside `src` all options count, whatever it says.
     """
 
     name: str

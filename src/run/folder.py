@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
 from datamodules.errors import UserError
 from src.files import remove_leftovers, write_json
-from src.processes import is_first
+from src.processes import is_first, say
+from src.report.table import close_loggers
+from src.run.checkpoints import LAST_CHECKPOINT, previous_checkpoint, whole_checkpoint
 from src.run.provenance import now
 from src.run.results import PROVENANCE_FILE, hashes_of, read_provenance
-from src.run.trainer import LAST_CHECKPOINT, previous_checkpoint
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
 _FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
@@ -27,7 +32,7 @@ _EACH_PART = ("command", "code", "packages", "device")
 
 
 class RunFolder:
-    """The folder a run writes to. Of several processes only the first writes, and compares configurations.
+    """The folder that a run writes to. Of several processes only the first writes, and compares configurations.
 
     Args:
         path: Hydra's output folder of this run.
@@ -39,6 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
+        self.config = config
         # All processes ask, since none must wait for one that refuses; none finishes before all have met.
         earlier = self._read_provenance()
         if earlier.get("finished"):
@@ -53,7 +59,7 @@ class RunFolder:
                 f"{path} holds an unfinished run of another configuration (it differs in {', '.join(changed)}); "
                 "give the same options to resume it, or another paths.output_dir"
             )
-        if is_first() and not earlier and self.checkpoint_to_resume:
+        if is_first() and not earlier and (path / LAST_CHECKPOINT).is_file():
             raise UserError(
                 f"{path} holds {LAST_CHECKPOINT} but no {PROVENANCE_FILE}, so it is unknown what run it belongs to; "
                 "choose another paths.output_dir"
@@ -92,7 +98,7 @@ class RunFolder:
         All processes find the same: none writes before all have met, and all ask before they meet.
         """
         path = self.path / LAST_CHECKPOINT
-        return path if path.is_file() or previous_checkpoint(path).is_file() else None
+        return whole_checkpoint(path) if path.is_file() or previous_checkpoint(path).is_file() else None
 
     @property
     def run_id(self) -> str:
@@ -105,9 +111,29 @@ class RunFolder:
         if is_first():
             write_json(self.path / PROVENANCE_FILE, self.provenance)
 
-    def finish(self) -> None:
-        """Mark the run as finished, with its results; from now on the folder is refused."""
+    @contextmanager
+    def recorded(self, line: str, loggers: Sequence[Logger]) -> Iterator[None]:
+        """Say what the run is, on the terminal, here and to the loggers; after the block, mark the run as finished.
+
+        From then on the folder is refused.
+
+        Args:
+            line: what is trained and tested.
+            loggers: they are closed at the end: a run of W&B lasts as long as the process, and would take in a sweep's
+                next trial.
+        """
+        say(line)
+        self.write()
+        try:
+            for logger in loggers:
+                logger.log_hyperparams({"protocol": line, **self.config})
+            yield
+        except BaseException:
+            close_loggers(loggers, exit_code=1)
+            raise
+        close_loggers(loggers, exit_code=0)
         self.write(finished=now(), files=hashes_of(self.path) if is_first() else {})
+        say(f"results in {self.path}")
 
     def _read_provenance(self) -> dict[str, Any]:
         try:

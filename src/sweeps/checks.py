@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict
@@ -45,13 +46,11 @@ class SweepRefusedError(BaseException):
 class SweepCallback(Callback):
     """What Hydra calls before a sweep, see `conf/hydra/default.yaml`.
 
-    Attributes:
-        folder: of the sweep that this process has started.
-        lock: keeps the folder for it; to be closed at its end.
+    The sweep's folder is locked from the first to the second, or for as long as the process lives.
     """
 
-    folder: ClassVar[Path | None] = None
-    lock: ClassVar[ExitStack] = ExitStack()
+    def __init__(self) -> None:
+        self._lock = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep that can't be right, and write down which one it is.
@@ -69,12 +68,17 @@ class SweepCallback(Callback):
                 "sweeper": _identity(config.hydra.sweeper),
                 "objective": objective,
             }
-            self.lock.enter_context(locked(folder))
+            self._lock.enter_context(locked(folder))
             _check_folder(folder, sweep)
             write_json(folder / SWEEP_FILE, sweep)
         except Exception as error:
+            self._lock.close()
             raise SweepRefusedError(error) from error
-        SweepCallback.folder = folder
+        HydraConfig.instance().set_config(config)  # Hydra itself sets it for each trial only
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let go of the folder."""
+        self._lock.close()
 
 
 def _objective(config: DictConfig) -> str | None:

@@ -151,13 +151,18 @@ def test_masks_of_other_sizes_need_no_tower(train: Runs) -> None:
         assert results(plain) == results(cached)
 
 
-def test_what_decides_the_features_decides_the_key(train: Runs) -> None:
+def test_what_decides_the_features_decides_the_key(train: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
     others = ["optimizer.lr=1e-3", "seed=1", "model.smoothing_sigma=2"]
     assert train(*others, "train_data.shuffle=true", "trainer.max_epochs=1")[1] == 0
     for change in ("model.feature_tap=block_output", "model.feature_layers=[3,6,9]", "trainer.precision=bf16-mixed"):
         assert train(change, "trainer.max_epochs=1")[1] == 6
     assert train("train_data.batch_size=3", "trainer.max_epochs=1")[1] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: function)
+        assert train("backbone.compile=true", "trainer.max_epochs=1")[1] == 6
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert train("trainer.max_epochs=1")[1] == 6
 
 
 @pytest.mark.slow

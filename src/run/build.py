@@ -1,0 +1,289 @@
+"""From a validated configuration to the objects of a run: a small function each, called in the order of their cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.base import AnomalyDataModule
+from datamodules.errors import UserError
+from src.anomaly_module import AnomalyModule, ClassSet
+from src.clip.backbone import Backbone, BackboneSource, describe_text_tower
+from src.clip.backbone import find_backbone as look_up
+from src.clip.sentence_cache import SentenceCache
+from src.files import sha256_of
+from src.models.method import Method
+from src.run import provenance
+from src.run.folder import RunFolder
+from src.run.protocol import Protocol, describe_use, shared_categories
+from src.run.results import Weights
+from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
+from src.run.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
+
+__all__ = [
+    "build_data",
+    "build_method",
+    "build_module",
+    "build_protocol",
+    "build_train_data",
+    "build_trainer",
+    "check_test",
+    "describe",
+    "find_backbone",
+    "load_weights",
+    "open_folder",
+    "origin_of",
+]
+
+
+def open_folder(config: DictConfig) -> RunFolder:
+    """The folder that the run writes to: new, or that of a run which is resumed.
+
+    Raises:
+        UserError: it holds a finished run, or another one.
+    """
+    return RunFolder(Path(HydraConfig.get().runtime.output_dir), plain(config))
+
+
+def find_backbone(config: DictConfig) -> BackboneSource:
+    """Look the CLIP up: its architecture, how it wants its images, and its weights' file. Nothing is loaded.
+
+    Raises:
+        UserError: there is none of that name, or its weights can't be had.
+    """
+    wanted = config.backbone
+    return look_up(wanted.name, wanted.pretrained, wanted.config, config.test_data.get("image_size"))
+
+
+def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
+    """A data module with images as the CLIP wants them. Its folders are read, so that what is wrong shows at once.
+
+    Raises:
+        UserError: anything that is wrong with the options or the files' names.
+    """
+    images = {"image_size": clip.architecture.image_size, "mean": clip.weights.mean, "std": clip.weights.std}
+    data: AnomalyDataModule = instantiate(node, **images, val_categories=list(val_categories))
+    data.setup("fit")
+    return data
+
+
+def build_train_data(config: DictConfig, clip: BackboneSource) -> AnomalyDataModule | None:
+    """The auxiliary data, if there are any.
+
+    Raises:
+        UserError: as `build_data`.
+    """
+    if config.train_data is None:
+        return None
+    return build_data(config.train_data, clip, config.val_categories)
+
+
+def build_method(config: DictConfig, clip: BackboneSource) -> Method:
+    """The method with its frozen CLIP. The run's seed draws what is not loaded, such as the first projections.
+
+    Raises:
+        UserError: the weights don't fit, or a setting of the method is out of range.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    sentences = None  # of random weights, new in each run, none are kept
+    if clip.weights.sha256 is not None:
+        folder = Path(config.paths.cache_dir).expanduser() / "text"
+        sentences = SentenceCache(folder, describe_text_tower(clip, clip.weights.sha256))
+    backbone = Backbone(clip, sentences, config.backbone.compile)
+    with told_of("prompts"):
+        prompts = instantiate(config.prompts)
+    with told_of("model"):
+        method: Method = instantiate(config.model, backbone=backbone, prompts=prompts)
+    return method
+
+
+@contextmanager
+def told_of(node: str) -> Iterator[None]:
+    """Turn a ValueError about an argument into the user's line, with the path of its key.
+
+    Raises:
+        UserError: the block raises a ValueError, or Hydra because of one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{node}.{error}") from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise UserError(f"{node}.{error.__cause__}") from error
+        raise
+
+
+def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_data: AnomalyDataModule | None) -> Origin:
+    """What the trained parameters will say about themselves; or what those say that are loaded, if none are trained.
+
+    Raises:
+        UserError: the data can't train the method; or see `load_weights`.
+    """
+    if not method.trainable_parameters():
+        return load_weights(config, method, clip)
+    if train_data is None:
+        raise UserError(
+            f"model {method.name} trains, but there is no train_data; add data@train_data=visa (or mvtec), "
+            "or test trained projections with src.eval and ckpt_path=FILE"
+        )
+    if not train_data.has_masks:
+        raise UserError(f"model {method.name} trains on masks, but {train_data.title} in {train_data.root} has none")
+    if config.ckpt_path:
+        raise UserError(
+            "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
+            "its folder as paths.output_dir"
+        )
+    check_training_settings(config)
+    return Origin(
+        model=plain(config)["model"],
+        prompts=plain(config)["prompts"],
+        backbone=_describe_backbone(clip),
+        trained_on=describe_use(train_data),
+        cut_short_by=training_shortcuts(config.trainer),
+    )
+
+
+def load_weights(config: DictConfig, method: Method, clip: BackboneSource) -> Origin:
+    """Load trained parameters if the method has any, and return what they say about themselves.
+
+    Raises:
+        UserError: there are none, or they don't fit.
+    """
+    if not config.ckpt_path:
+        if method.trainable_parameters():
+            raise UserError(
+                f"model {method.name} needs trained projections: give ckpt_path=FILE (a run's checkpoints/last.ckpt or "
+                f"{method.name}.trained_on_*.safetensors, or the reference's file), or train them with src.train"
+            )
+        return Origin()
+    path = Path(config.ckpt_path).expanduser()
+    weights = read_trained_weights(path)
+    load_trained_weights(method, weights, path)
+    _warn_of_other_settings(weights.origin, config, clip)
+    return weights.origin
+
+
+def build_protocol(
+    config: DictConfig,
+    method: Method,
+    origin: Origin,
+    test_data: AnomalyDataModule,
+    train_data: AnomalyDataModule | None = None,
+) -> Protocol:
+    """What is trained and tested."""
+    part = [f"test_data.shard={test_data.shard}"] if test_data.shard else []
+    return Protocol(
+        bool(method.trainable_parameters()),
+        origin.get("trained_on"),
+        describe_use(test_data),
+        shared=shared_categories(train_data, test_data) if train_data else {},
+        shortcuts=[*shortcuts(config.trainer), *part],
+        tests=config.test,
+        trained_under=() if train_data else origin.get("cut_short_by", ()),
+    )
+
+
+def check_test(config: DictConfig, protocol: Protocol, test_data: AnomalyDataModule) -> None:
+    """Refuse a test that can't be made or would not be zero-shot, before anything is computed.
+
+    Raises:
+        UserError: there is nothing to test, or it belongs to the training data.
+    """
+    if not (test_data.has_labels or test_data.has_masks):
+        raise UserError(f"{test_data.title} has neither labels nor masks, so there is nothing to test; use src.predict")
+    if not config.allow_leakage:
+        protocol.refuse_leakage()
+
+
+def build_module(
+    config: DictConfig,
+    folder: RunFolder,
+    protocol: Protocol,
+    method: Method,
+    origin: Origin,
+    test_data: AnomalyDataModule,
+    train_data: AnomalyDataModule | None = None,
+) -> AnomalyModule:
+    """The LightningModule: the method with its metrics and, where it trains, its optimizer."""
+    return AnomalyModule(
+        method,
+        protocol.line,
+        test_classes=ClassSet(test_data.category_names, test_data.name),
+        num_test_images=Counter(record.category for record in test_data.tested_records),
+        is_part=test_data.shard is not None,
+        train_classes=ClassSet(train_data.category_names, train_data.name) if train_data else None,
+        val_categories=list(config.val_categories) if train_data else [],
+        optimizer=instantiate(config.optimizer) if train_data else None,
+        origin=origin,
+        metrics_memory_gb=config.metrics_memory_gb,
+        frozen_dtype=getattr(torch, config.feature_cache.dtype),
+        run_id=folder.run_id,
+    )
+
+
+def describe(
+    config: DictConfig,
+    clip: BackboneSource,
+    trainer: Trainer,
+    protocol: Protocol,
+    test_data: AnomalyDataModule,
+    train_data: AnomalyDataModule | None = None,
+) -> dict[str, Any]:
+    """What is known before the run, for provenance.json."""
+    used = {"test": test_data} | ({"train": train_data} if train_data else {})
+    data = {role: {**one.fingerprint(), "missing_categories": one.missing_categories} for role, one in used.items()}
+    checkpoint = config.ckpt_path
+    return {
+        "kind": HydraConfig.get().job.config_name,
+        "command": provenance.describe_command(),
+        "protocol": protocol.describe(),
+        "seed": config.seed,
+        "code": provenance.describe_code(),
+        "packages": provenance.describe_packages(),
+        "device": provenance.describe_device(trainer),
+        "data": data,
+        "backbone": _describe_backbone(clip),
+        "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
+    }
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain dictionaries."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _warn_of_other_settings(origin: Origin, config: DictConfig, clip: BackboneSource) -> None:
+    """Projections fit any tower and tap of their shape, but mean something only where they were trained."""
+    own = plain(config)
+    for node, earlier in (("model", origin.get("model", {})), ("prompts", origin.get("prompts", {}))):
+        keys = sorted(earlier.keys() | own[node].keys()) if earlier else ()
+        changed = [f"{node}.{key}" for key in keys if earlier.get(key) != own[node].get(key)]
+        if changed:
+            rank_zero_warn(f"{config.ckpt_path} was trained with another {' and '.join(changed)}")
+    if origin.get("backbone") and origin["backbone"]["sha256"] != clip.weights.sha256:
+        rank_zero_warn(f"{config.ckpt_path} was trained with other backbone weights ({origin['backbone']['file']})")
+
+
+def _describe_backbone(clip: BackboneSource) -> Weights:
+    """Which CLIP it is, by the hash of its weights' file."""
+    path = clip.weights.path
+    return {
+        "name": clip.architecture.name,
+        "tag": clip.weights.tag,
+        "file": str(path) if path else None,
+        "sha256": clip.weights.sha256,
+    }
