@@ -16,6 +16,7 @@ from datamodules.errors import UserError, reason_of
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.exchange import is_shared
+from src.metrics.own import OwnMetric
 from src.models.maps import resize_like
 from src.models.method import Features, Method, Scores, Targets
 from src.processes import gather_rows, is_first
@@ -73,6 +74,7 @@ class AnomalyModule(LightningModule):
         optimizer: OptimizerFactory | None = None,
         origin: Origin | None = None,
         metrics_memory_gb: float | None = None,
+        own_metrics: Mapping[str, OwnMetric] | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         run_id: str = "",
     ) -> None:
@@ -87,7 +89,7 @@ class AnomalyModule(LightningModule):
         self.origin = origin or Origin()
         self.frozen_dtype = frozen_dtype
         self.run_id = run_id
-        measures = (method.terms, method.fusion, metrics_memory_gb)
+        measures = (method.terms, method.fusion, metrics_memory_gb, own_metrics)
         self.val_metrics = BenchmarkMetrics(val_categories, *measures)
         self.test_metrics = BenchmarkMetrics(test_classes.names, *measures)
         self.strict_loading = False  # checkpoints hold the trained parameters only

@@ -16,19 +16,17 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError, reason_of
 from src import environment
+from src.overrides import CONF, explain
 from src.run.lock import locked
 from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
 from src.sweeps.checks import SweepRefusedError
 from src.sweeps.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 Command = Callable[[DictConfig], "float | None"]
 
@@ -60,7 +58,7 @@ def run_command(name: str, command: Command) -> None:
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return _try(name, command, config)
-            return _run(command, config)
+            return _run(name, command, config)
         except Exception as error:
             errors.append(error)
             return None
@@ -151,8 +149,11 @@ def one_line(error: BaseException) -> str | None:
         if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return f"torch.compile: {reason_of(cause)}; set backbone.compile=false, or install what it needs"
         is_lightnings = type(cause).__name__ == "MisconfigurationException"
-        if is_lightnings or isinstance(cause, (HydraException, OmegaConfBaseException)):
+        if is_lightnings:
             return " ".join(str(cause).split())
+        refused = explain(cause)
+        if refused:
+            return refused
     return None
 
 
@@ -172,7 +173,7 @@ def _try(name: str, command: Command, config: DictConfig) -> float | None:
     write_trial(trial)
     gc.collect()  # Lightning's objects refer to each other, so the last trial's model would stay beside this one's
     try:
-        score = run_in_new_process(name) if starts_processes(config.trainer) else _run(command, config)
+        score = run_in_new_process(name) if starts_processes(config.trainer) else _run(name, command, config)
     except StoppedError as stopped:
         write_trial(trial._replace(error=f"stopped by {stopped}"))
         raise
@@ -187,11 +188,11 @@ def _try(name: str, command: Command, config: DictConfig) -> float | None:
     return score
 
 
-def _run(command: Command, config: DictConfig) -> float | None:
+def _run(name: str, command: Command, config: DictConfig) -> float | None:
     """Check the configuration, and import what is heavy only then."""
     from src.config import validate
 
-    validated = validate(config)
+    validated = validate(config, name)
     environment.before_running()
     from src.processes import is_first
 

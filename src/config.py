@@ -1,43 +1,39 @@
-"""The root configuration's type, and the checks that composing alone does not make."""
+"""The root configuration's type, and every rule that needs the configuration alone. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import logging
-import sys
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.errors import UserError, reason_of
+from datamodules.errors import UserError
+from src.metric_names import METRIC_NAMES, RESULT_KEYS
+from src.overrides import ADDED, did_you_mean, explain
+from src.targets import Keys, check_targets, walk
 
-Keys = tuple[str, ...]  # that lead to a value
-
-_INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
-# The nodes that are instantiated, and the class that each one's `_target_` is or extends.
-_DATA = "datamodules.base.AnomalyDataModule"
-_KINDS = {
-    "test_data": _DATA,
-    "train_data": _DATA,
-    "model": "src.models.method.Method",
-    "prompts": "src.models.prompts.Prompts",
-    "optimizer": "torch.optim.Optimizer",
-    "trainer": "lightning.Trainer",
-    "callbacks": "lightning.Callback",
-    "logger": "lightning.pytorch.loggers.Logger",
-}
-_BY_NAME = ("callbacks", "logger")  # these hold any number of them
-_ANY_CLASS = "builtins.object"
-# Where the classes of nested nodes come from, beside the package of the node that they are in. Other packages have
-# classes that write files or start programs as soon as they are made.
-_NESTED = ("lightning", "torch", "torchmetrics", "src", "datamodules")
+LAST = "last"  # of `select`: the last epoch is tested
 _LARGEST_SEED = 2**32 - 1  # for a larger one, Lightning takes another
+_MOST_INTERPOLATIONS = 10_000  # that a value may be made of
+_INTERPOLATION = re.compile(r"\$\{(\.*)([^\W\d][\w.\[\]-]*)\}")  # of another value, by its path
+_DEVICES = r"auto|-1|[1-9]\d*|\d+(,\d+)+,?|\d+,"
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+# Trainer settings under which less is trained or tested than the data sets hold, and what they are when that is not so.
+# As text, since of 1 and 1.0 the one means a batch and the other everything.
+_SHORTCUTS = {
+    "fast_dev_run": ("False", "None"),
+    "overfit_batches": ("0", "0.0", "None"),
+    "limit_train_batches": ("1.0", "None"),
+    "limit_val_batches": ("1.0", "None"),
+    "limit_test_batches": ("1.0", "None"),
+    "limit_predict_batches": ("1.0", "None"),
+    "max_steps": ("-1",),
+    "max_time": ("None",),
+}
+_ONLY_EVALUATION = ("limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 
 @dataclass
@@ -80,12 +76,13 @@ class Config:
     trainer: dict[str, Any] = MISSING
     logger: dict[str, Any] | None = None
     callbacks: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     feature_cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
     seed: int = 42
     optimizer: dict[str, Any] | None = None
     val_categories: list[str] = field(default_factory=list)
-    select: str = "last"
+    select: str = LAST
     test: bool = True
     allow_leakage: bool = False
     ckpt_path: str | None = None
@@ -93,11 +90,15 @@ class Config:
     metrics_memory_gb: float = 4.0
 
 
-def validate(config: DictConfig) -> DictConfig:
+def validate(config: DictConfig, command: str = "train") -> DictConfig:
     """Check a composed configuration.
 
     Composing refuses overrides of keys that don't exist, but not `+foo=3`, nor a misspelt key in an experiment's file.
     Nothing that a `_target_` names is imported before all else is known to be right, and nothing is called here.
+
+    Args:
+        config: the configuration without Hydra's own node.
+        command: `train`, `eval` or `predict`.
 
     Returns:
         The configuration with every type checked and every interpolation resolved: a run instantiates what was checked,
@@ -105,39 +106,118 @@ def validate(config: DictConfig) -> DictConfig:
 
     Raises:
         UserError: an unknown key, a value of the wrong type, a value that is missing, a `_target_` that is not of the
-            kind that its node stands for.
+            kind that its node stands for, settings that can't be together.
     """
     known = list(Config.__dataclass_fields__)
     for key in map(str, config):
         if key not in known:
-            raise UserError(f"unknown configuration key '{key}'{_did_you_mean(key, known)}")
+            raise UserError(f"unknown configuration key '{key}'{did_you_mean(key, [*known, *ADDED])}")
     try:
+        _check_interpolations(OmegaConf.to_container(config))
         typed = OmegaConf.merge(OmegaConf.structured(Config), config)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
             raise UserError(f"configuration values are missing: {', '.join(missing)}; give them as KEY=VALUE")
         OmegaConf.resolve(typed)
     except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+        raise UserError(f"configuration: {explain(error)}") from error
     except RecursionError as error:
         raise UserError("configuration: an interpolation leads back to a node that it is in; give a value") from error
     assert isinstance(typed, DictConfig)
     content = OmegaConf.to_container(typed)
     _check_values(content)
-    if not 0 <= typed.seed <= _LARGEST_SEED:
-        raise UserError(f"configuration: seed must be from 0 to {_LARGEST_SEED}, but got {typed.seed}")
-    if typed.metrics_memory_gb < 0:
-        raise UserError(f"configuration: metrics_memory_gb must be 0 or more, but got {typed.metrics_memory_gb}")
-    _check_feature_cache(typed.feature_cache)
-    if str(typed.paths.output_dir).startswith("~"):
-        raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
-    _check_targets(content)
-    return typed
+    _check_root(typed, command)
+    _check_trainer(typed.trainer)
+    check_targets(content)
+    checked = OmegaConf.merge(OmegaConf.structured(Config), content)
+    assert isinstance(checked, DictConfig)
+    return checked
+
+
+def check_training(config: DictConfig) -> None:
+    """Check what only training reads, and what can't be together with it.
+
+    Raises:
+        UserError: no optimizer, no epochs, an epoch to select that can't be, images of two sizes, a part of a test.
+    """
+    epochs = config.trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"trainer.max_epochs must be 1 or more, but got {epochs}")
+    if config.optimizer is None:
+        raise UserError("optimizer is null, but the model trains; such as optimizer._target_=torch.optim.Adam")
+    metrics = (*METRIC_NAMES, *(config.metrics or ()))
+    if config.select != LAST and config.select not in metrics:
+        raise UserError(f"select must be {LAST} or one of {', '.join(metrics)}, but got '{config.select}'")
+    if config.select != LAST and not config.val_categories:
+        raise UserError(f"select={config.select} needs val_categories=[...], categories of train_data to hold out")
+    for name, callback in (config.callbacks or {}).items():
+        monitor = str((callback or {}).get("monitor") or "")
+        if monitor == f"val/{LAST}" or (monitor.startswith("val/") and not config.val_categories):
+            raise UserError(
+                f"callbacks.{name} watches {monitor}, a metric on held-out categories: give val_categories=[...] and "
+                "select=METRIC"
+            )
+    tested, trained = (node.get("image_size") for node in (config.test_data, config.train_data or {}))
+    if config.train_data is not None and tested != trained:
+        raise UserError(
+            f"test_data.image_size ({tested or 'null'}) and train_data.image_size ({trained or 'null'}) must agree; "
+            "set both, or neither"
+        )
+    if config.test_data.get("shard") is not None:
+        raise UserError("test_data.shard is for src.eval and src.predict; train first, then test with ckpt_path=FILE")
+
+
+def shortcuts(trainer: DictConfig) -> list[str]:
+    """The settings under which a run does less than its data sets hold, such as `limit_test_batches=2`."""
+    return [
+        f"{key}={trainer[key]}"
+        for key, whole in _SHORTCUTS.items()
+        if key in trainer and str(trainer[key]) not in whole
+    ]
+
+
+def training_shortcuts(trainer: DictConfig) -> list[str]:
+    """Those of them under which it trains less."""
+    return [one for one in shortcuts(trainer) if not one.startswith(_ONLY_EVALUATION)]
+
+
+def _check_interpolations(content: Any) -> None:
+    """Refuse a value that a chain of interpolations multiplies: `a: ${b}${b}`, `b: ${c}${c}`, and so on.
+
+    Raises:
+        UserError: a value is made of too many.
+        RecursionError: a chain that long has no end.
+    """
+    values = dict(walk(content))
+    counts: dict[Keys, int] = {}
+
+    def count(path: Keys) -> int:
+        """The values and interpolations that are read for a value."""
+        if path not in counts:
+            counts[path] = 0  # for one that leads back to itself, which resolving refuses
+            counts[path] = sum(1 + count(part) for part in _parts(path, values.get(path)))
+        return counts[path]
+
+    for path, value in values.items():
+        if isinstance(value, str) and count(path) > _MOST_INTERPOLATIONS:
+            raise UserError(
+                f"configuration: {'.'.join(path)} is made of more than {_MOST_INTERPOLATIONS} interpolations; "
+                "write the value out"
+            )
+
+
+def _parts(path: Keys, value: Any) -> list[Keys]:
+    """The paths of what a value holds, or of what the interpolations in it name."""
+    if isinstance(value, (dict, list)):
+        return [(*path, str(key)) for key in (value if isinstance(value, dict) else range(len(value)))]
+    found = _INTERPOLATION.findall(value) if isinstance(value, str) else []
+    # Each dot at the front is a step up, the first one to the node that holds the value.
+    return [(*(path[: -len(dots)] if dots else ()), *re.split(r"[.\[\]]+", name.rstrip("]"))) for dots, name in found]
 
 
 def _check_values(content: Any) -> None:
     """Refuse numbers that no setting means, and what would be another value when it is read again."""
-    for path, value in _walk(content):
+    for path, value in walk(content):
         if isinstance(value, float) and not isfinite(value):
             raise UserError(f"configuration: {'.'.join(path)} must be a finite number, but got {value}")
         if isinstance(value, str) and "${" in value:
@@ -147,110 +227,34 @@ def _check_values(content: Any) -> None:
             )
 
 
-def _check_feature_cache(settings: DictConfig) -> None:
+def _check_root(config: DictConfig, command: str) -> None:
+    """Check the values of the typed keys."""
+    if not 0 <= config.seed <= _LARGEST_SEED:
+        raise UserError(f"configuration: seed must be from 0 to {_LARGEST_SEED}, but got {config.seed}")
+    if config.metrics_memory_gb < 0:
+        raise UserError(f"configuration: metrics_memory_gb must be 0 or more, but got {config.metrics_memory_gb}")
     choices = {"enabled": ("auto", True, False), "dtype": ("float32", "float16")}
     for key, allowed in choices.items():
-        if settings[key] not in allowed:
-            names = ", ".join(str(one).lower() for one in allowed)
-            raise UserError(f"configuration: feature_cache.{key} must be one of {names}, but got {settings[key]}")
-    if not settings.max_gb > 0:
-        raise UserError(f"configuration: feature_cache.max_gb must be above 0, but got {settings.max_gb}")
+        if config.feature_cache[key] not in allowed:
+            names, found = ", ".join(str(one).lower() for one in allowed), config.feature_cache[key]
+            raise UserError(f"configuration: feature_cache.{key} must be one of {names}, but got {found}")
+    if not config.feature_cache.max_gb > 0:
+        raise UserError(f"configuration: feature_cache.max_gb must be above 0, but got {config.feature_cache.max_gb}")
+    if str(config.paths.output_dir).startswith("~"):
+        raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
+    if not config.test and (command == "eval" or (command == "train" and config.train_data is None)):
+        raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
+    for name in config.metrics or ():
+        if name in RESULT_KEYS:
+            raise UserError(f"metrics.{name} has the name of a result that is always there; choose another")
 
 
-def _walk(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """A plain value and all that it holds, in dictionaries and lists."""
-    yield path, value
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in children:
-        yield from _walk(child, (*path, str(key)))
-
-
-def _kind_of(path: Keys) -> str | None:
-    """The class that a node's `_target_` extends; any class below the nodes that have a kind; else None."""
-    depth = 2 if path[:1] and path[0] in _BY_NAME else 1
-    kind = _KINDS.get(path[0]) if len(path) >= depth else None
-    return _ANY_CLASS if kind and len(path) > depth else kind
-
-
-def _check_targets(content: Any) -> None:
-    """Check everything that will be instantiated; whatever is wrong by its name alone, before anything is imported."""
-    targets = []
-    for path, value in _walk(content):
-        kind = _kind_of(path)
-        if isinstance(value, dict) and "_target_" in value:
-            _check_name(path, value, kind)
-            targets.append((path, value, str(kind)))
-        elif kind not in (None, _ANY_CLASS) and value is not None:
-            raise UserError(f"{'.'.join(path)} must have a _target_ that names {_wanted(kind)}, or be null; see conf/")
-    owners = {path: str(node["_target_"]).partition(".")[0] for path, node, kind in targets if kind != _ANY_CLASS}
-    for path, node, kind in targets:
-        package, owner = (
-            node["_target_"].partition(".")[0],
-            next(owners[key] for key in owners if path[: len(key)] == key),
-        )
-        if package not in (*_NESTED, owner):
-            names = ", ".join(dict.fromkeys((*_NESTED, owner)))
-            raise UserError(f"{'.'.join(path)}._target_ must name a class of {names}, but got {node['_target_']}")
-        found = _import(path, node["_target_"])
-        _check_class(path, node["_target_"], found, kind)
-        _check_against_signature(path, node, found)
-
-
-def _check_name(path: Keys, node: dict[Any, Any], kind: str | None) -> None:
-    """Refuse a `_target_` whose place or name is wrong, and a factory where an object is wanted, or the reverse."""
-    key, target = ".".join(path), node["_target_"]
-    if kind is None:
-        raise UserError(f"{key}._target_: nothing is instantiated here; leave it out")
-    parts = target.split(".") if isinstance(target, str) else []
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UserError(f"{key}._target_ must name {_wanted(kind)}, as package.module.Class, but got '{target}'")
-    if parts[0] in sys.stdlib_module_names:
-        raise UserError(f"{key}._target_ must name {_wanted(kind)}, but {target} is Python's own")
-    wants_factory = path == ("optimizer",)
-    if kind != _ANY_CLASS and node.get("_partial_", False) is not wants_factory:
-        needed, found = (str(one).lower() for one in (wants_factory, node.get("_partial_", False)))
-        raise UserError(f"{key}._partial_ must be {needed}, but got {found}")
-
-
-def _check_class(path: Keys, target: str, found: Any, kind: str) -> None:
-    """Refuse what is no class of the kind that a node stands for. An alias of one of Python's own is Python's own."""
-    if not isinstance(found, type):
-        raise UserError(f"{'.'.join(path)}._target_ must name {_wanted(kind)}, but {target} is no class")
-    if found.__module__.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{'.'.join(path)}._target_ must name {_wanted(kind)}, but {target} is Python's own")
-    if not issubclass(found, get_object(kind)):
-        raise UserError(f"{'.'.join(path)}._target_ must name {_wanted(kind)}, but {target} does not extend it")
-
-
-def _wanted(kind: str) -> str:
-    return "a class of an installed package" if kind == _ANY_CLASS else f"a class that extends {kind}"
-
-
-def _import(path: Keys, target: str) -> Any:
-    """What a `_target_` names. Its module is the user's, and may fail in any way."""
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells what is told below, in several lines
-    try:
-        return get_object(target)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{'.'.join(path)}._target_: can't import '{target}' ({reason_of(error)})") from error
-
-
-def _check_against_signature(path: Keys, node: dict[Any, Any], found: type) -> None:
-    """Refuse keys that the target does not take, before anything expensive has run."""
-    try:
-        parameters = inspect.signature(found).parameters
-    except (ValueError, TypeError):  # of a class that is written in C
-        return
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in map(str, node):
-        if key not in parameters and key not in _INSTANTIATE_KEYS:
-            raise UserError(
-                f"unknown configuration key '{'.'.join(path)}.{key}'{_did_you_mean(key, list(parameters))}; "
-                f"{node['_target_']} takes {', '.join(parameters)}"
-            )
-
-
-def _did_you_mean(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+def _check_trainer(trainer: DictConfig) -> None:
+    """Check what Lightning would refuse only when the trainer is built, or not at all."""
+    precision, devices = str(trainer.get("precision") or _PRECISIONS[0]), trainer.get("devices", "auto")
+    if precision not in _PRECISIONS:
+        raise UserError(f"trainer.precision must be 32, bf16-mixed or 16-mixed, but got {precision}")
+    if not isinstance(devices, ListConfig) and not re.fullmatch(_DEVICES, str(devices)):
+        raise UserError(f"trainer.devices must be how many, a list such as [0,1], or auto, but got {devices}")
+    if trainer.get("limit_test_batches") == 0:
+        raise UserError("trainer.limit_test_batches=0 leaves nothing to test; leave it out")

@@ -10,3 +10,13 @@ METRIC_NAMES = (
     "pixel_AUPRO",
 )
 """The metrics that are averaged over the categories, in the order they are shown; in [0, 1], and higher is better."""
+
+RESULT_KEYS = (
+    *METRIC_NAMES,
+    "image_F1Max_threshold",
+    "pixel_F1Max_threshold",
+    *(f"{name}_error" for name in METRIC_NAMES if name.startswith("pixel_")),
+    "vanished_masks",
+    "empty_masks",
+)
+"""What the result of a category may have. A metric of the user's own has another name."""

@@ -12,12 +12,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
-from src.models.dual_block import run_block
 from torch._inductor.exc import InvalidCxxCompiler
 
 from src.clip.backbone import Backbone, BackboneSource
+from src.config import shortcuts
+from src.models.dual_path import run_block
 from src.models.sdp_plus import SDPPlus
-from src.run.trainer import shortcuts
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 

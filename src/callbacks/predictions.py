@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from src.metrics.functional import needs_all_images
 from src.models.method import Scores
 from src.processes import gather_rows, is_first
 from src.run.predictions import Prediction, columns_of, write_predictions
@@ -20,8 +21,8 @@ class PredictionWriter(Callback):
     Args:
         folder: the run's folder.
         terms: the names of the method's image-level terms.
-        rule: how the image score is fused; None where the rule needs images that are not there, in a prediction or in
-            a part of a test: see `src.metrics.functional.needs_all_images`. The column is left empty then.
+        rule: how a test fuses the terms; None in a part of a test that has not all the images that the rule needs.
+            The image score is left empty then, and in a prediction unless it needs one image alone.
 
     Raises:
         ValueError: a term has the name of another column.
@@ -47,14 +48,20 @@ class PredictionWriter(Callback):
         if outputs:  # of a filler there are none
             self._rows += rows_of(outputs["scores"], batch)
 
+    on_predict_batch_end = on_test_batch_end
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
+        self._write(self.rule)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        self._write(None if self.rule is None or needs_all_images(self.rule) else self.rule)
+
+    def _write(self, rule: str | None) -> None:
         rows, self._rows = gather_rows(self._rows), []  # processes test consecutive parts: this is file order
         if is_first():
-            write_predictions(self.path, rows, self.terms, self.rule)
-
-    on_predict_batch_end = on_test_batch_end
-    on_predict_end = on_test_end
+            write_predictions(self.path, rows, self.terms, rule)
 
 
 def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from datamodules.base import AnomalyDataModule
 from src.arrays import checksum
 from src.clip.backbone import Backbone, BackboneSource
+from src.config import shortcuts
 from src.features.cache import FeatureCache
 from src.features.store import ArrayStore
 from src.identity import NoSource, describe_code, describe_machine
 from src.models.method import Method
-from src.run.trainer import shortcuts
 
 AUTO = "auto"
 

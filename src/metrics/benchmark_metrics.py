@@ -10,22 +10,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 
-from src.metric_names import METRIC_NAMES
+from src.metric_names import METRIC_NAMES, RESULT_KEYS
 from src.metrics.exchange import is_shared, summed
 from src.metrics.functional import check_fusion
 from src.metrics.image_metrics import ImageMetrics
 from src.metrics.own import OwnMetric, add, add_maps, of_all_processes, value_of
 from src.metrics.pixel_metrics import PIXEL_ERRORS, PixelMetrics
-
-RESULT_KEYS = (
-    *METRIC_NAMES,
-    "image_F1Max_threshold",
-    "pixel_F1Max_threshold",
-    *PIXEL_ERRORS,
-    "vanished_masks",
-    "empty_masks",
-)
-"""What the result of a category may have, beside metrics of the user's own."""
 
 BYTES_A_PIXEL = 12
 """What the exact pixel metrics of a category take at most, while they are computed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from src.anomaly_module import AnomalyModule, ClassSet
 from src.clip.backbone import Backbone, BackboneSource, describe_text_tower
 from src.clip.backbone import find_backbone as look_up
 from src.clip.sentence_cache import SentenceCache
+from src.config import check_training, shortcuts, training_shortcuts
 from src.files import sha256_of
+from src.metrics.own import OwnMetric
 from src.models.method import Method
 from src.run import provenance
 from src.run.folder import RunFolder
 from src.run.protocol import Protocol, describe_use, shared_categories
 from src.run.results import Weights
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
-from src.run.trainer import build_trainer, check_training_settings, shortcuts, training_shortcuts
+from src.run.trainer import build_trainer
 
 __all__ = [
     "build_data",
@@ -145,7 +148,7 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
             "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
             "its folder as paths.output_dir"
         )
-    check_training_settings(config)
+    check_training(config)
     return Origin(
         model=plain(config)["model"],
         prompts=plain(config)["prompts"],
@@ -228,9 +231,19 @@ def build_module(
         optimizer=instantiate(config.optimizer) if train_data else None,
         origin=origin,
         metrics_memory_gb=config.metrics_memory_gb,
+        own_metrics=_own_metrics(config),
         frozen_dtype=getattr(torch, config.feature_cache.dtype),
         run_id=folder.run_id,
     )
+
+
+def _own_metrics(config: DictConfig) -> dict[str, OwnMetric]:
+    """The user's metrics by name. `level` says what a metric gets; all other keys are its own."""
+    metrics = {}
+    for name, node in (config.metrics or {}).items():
+        options = OmegaConf.masked_copy(node, [key for key in node if key != "level"])
+        metrics[str(name)] = OwnMetric(node.level, partial(instantiate, options))
+    return metrics
 
 
 def describe(

@@ -17,10 +17,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig
 
 from datamodules.errors import UserError, reason_of
+from src.config import LAST
 from src.files import damaged, replacing
 from src.processes import is_first
 
-LAST = "last"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 

@@ -7,9 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
@@ -62,6 +65,7 @@ class SweepCallback(Callback):
         try:
             objective = _objective(config)
             _check_launcher(config)
+            _check_trials(config)
             sweep: Sweep = {
                 "command": config.hydra.job.config_name,
                 "overrides": list(config.hydra.overrides.task),
@@ -111,6 +115,59 @@ def _check_launcher(config: DictConfig) -> None:
             "a trial that is a job of its own runs in one process: set trainer.devices=1 trainer.num_nodes=1, or start "
             "runs over several processes one by one"
         )
+
+
+def _check_trials(config: DictConfig) -> None:
+    """Refuse a sweep of which no trial can run, as far as the configurations tell; one that can is enough to start.
+
+    What a search draws is not known yet. It is refused for what its trials share.
+    """
+    task = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    params = config.hydra.sweeper.get("params") or {}
+    if is_search(config.hydra.sweeper):
+        fixed = [one for one in task if not one.is_sweep_override()]
+        drawn = {*params, *(one.key_or_group for one in task)}.difference(one.key_or_group for one in fixed)
+        mistake = _mistake_in(config, [str(one.input_line) for one in fixed])
+        if mistake and not any(key in str(mistake) for key in drawn):
+            raise mistake
+        return
+    swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    (trials,) = BasicSweeper.split_arguments([*swept, *task], max_batch_size=None)
+    lines = []
+    for overrides in trials:
+        mistake = _mistake_in(config, overrides)
+        if mistake is None:
+            return
+        lines.append(str(mistake))
+    if len(set(lines)) == 1:
+        raise UserError(lines[0])
+    raise UserError(f"none of the {len(lines)} trials can run; the first one: {lines[0]}")
+
+
+def _mistake_in(config: DictConfig, overrides: list[str]) -> UserError | None:
+    """What is wrong with a trial of a sweep, by its configuration alone.
+
+    Args:
+        config: the sweep's configuration, Hydra's node included.
+        overrides: of the trial.
+    """
+    from src.config import validate
+
+    trial = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    hydra_config = HydraConfig.instance()
+    before = hydra_config.cfg
+    with read_write(trial.hydra.runtime), open_dict(trial.hydra.runtime):
+        trial.hydra.runtime.output_dir = str(config.hydra.sweep.dir)
+    hydra_config.set_config(trial)  # interpolations such as ${hydra:runtime.output_dir} read it
+    try:
+        validate(
+            OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"]), config.hydra.job.config_name
+        )
+    except UserError as mistake:
+        return mistake
+    finally:
+        hydra_config.cfg = before
+    return None
 
 
 def read_sweep(folder: Path) -> Sweep | None:

@@ -1,0 +1,124 @@
+"""What Hydra refuses when it composes a configuration, in one line that says what was meant. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ADDED = ("+exp", "+sweep", "+debug")
+"""The groups of `conf/` from which nothing is chosen by default."""
+
+_CHOSEN_BY = {"train_data": "data@train_data", "metrics": "metrics"}  # nodes that are not there by default
+_BY_NAME = ("callbacks", "logger", "metrics")  # nodes that hold any number of others
+_LISTS_ALL = ("src.", "datamodules.", "hydra.")  # all arguments of the classes in these packages are listed
+_CLOSE = 0.65  # as difflib measures it
+
+
+def explain(error: BaseException) -> str | None:
+    """Tell in one line what Hydra, OmegaConf or YAML found wrong; None if the error is of none of them."""
+    if isinstance(error, MarkedYAMLError):
+        return _describe_yaml(error)
+    if isinstance(error, MissingConfigException):
+        return _describe_missing(error)
+    if isinstance(error, OverrideParseException):
+        reason = _one_line(str(error.__cause__ or error.__context__ or error).partition("\nSee http")[0])
+        return f"can't read the option '{error.override}' ({reason}); write KEY=VALUE, and quotes around other signs"
+    if isinstance(error, ConfigCompositionException):
+        return _describe_composition(error)
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)) and isinstance(error.parent_node, DictConfig):
+        return _describe_unknown(error.parent_node, str(error.full_key), "")
+    if isinstance(error, OmegaConfBaseException):
+        reason = _one_line(str(error).partition("\n    full_key")[0])
+        return f"{error.full_key}: {reason}" if error.full_key else reason
+    return _one_line(str(error)) if isinstance(error, HydraException) else None
+
+
+def did_you_mean(name: str, known: Sequence[str], before: str = "") -> str:
+    """The end of a message about an unknown name: the one that was meant, or else all that there are.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        before: what stands before the name when it is typed, such as `model.`.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
+    return f"; did you mean '{before}{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"
+
+
+def _describe_yaml(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+    return f"{place}{_one_line(error.problem or error.context or 'no YAML')}"
+
+
+def _describe_missing(error: MissingConfigException) -> str:
+    """An option that its group does not have, such as `model=sdpp`."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return _one_line(str(error))
+    options = list(error.options or sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    owner = re.match(r"In '(\w+/[^']+)'", str(error))  # the user's file that asks for it, unless the command line does
+    place = f"{owner[1]}.yaml: " if owner and not owner[1].startswith("hydra/") else ""
+    hint = did_you_mean(option, options)
+    all_of_them = "" if hint.startswith("; known") else f" known: {', '.join(options)}"
+    return f"{place}the config group '{group}' has no '{option}'{hint}{all_of_them}"
+
+
+def _describe_composition(error: ConfigCompositionException) -> str:
+    text, cause = str(error), error.__cause__ or error.__context__
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
+        return _describe_unknown(
+            cause.parent_node, str(cause.full_key), text.rpartition("To append to your config use ")[2]
+        )
+    if isinstance(cause, OmegaConfBaseException):
+        first = text.partition("\n")[0].removesuffix(":")
+        return f"{first}: {explain(cause)}" if first else str(explain(cause))
+    there = re.search(r"An item is already at '(.*)'", text)
+    if there:
+        return f"{there[1]} is there already; change it without the plus: {there[1]}=VALUE"
+    added = re.search(r"No match in the defaults list\.\s+To append to your default list use (.*)", text)
+    if added:
+        return f"nothing of this config group is chosen yet, so it needs a plus: {added[1]}"
+    group = re.search(r"(?:config group|Could not override) '([^'@]+)", text)
+    if group and not (CONF / group[1]).is_dir():
+        return f"{_one_line(text).rstrip('.')}{did_you_mean(group[1], _names_below(CONF))}"
+    if "Did you mean" in text:  # the group is there, for other nodes; one more would be of no use
+        text = text.partition("\nTo append")[0]
+    return _one_line(text)
+
+
+def _describe_unknown(node: DictConfig, full_key: str, override: str) -> str:
+    """A key that its node does not have.
+
+    Args:
+        node: where the key was looked for.
+        full_key: the key, from the root on.
+        override: the option that names it, such as `model.x=3`; empty if a file does.
+    """
+    parents, dot, key = full_key.rpartition(".")
+    if not parents and key in _CHOSEN_BY:
+        another = f", or add one with a plus: {override}" if override and key in _BY_NAME else ""
+        return f"there is no {key} yet; choose one by {_CHOSEN_BY[key]}=NAME{another}"
+    known = [str(one) for one in node if one not in ("hydra", "_target_", "_partial_")]
+    hint = did_you_mean(key, known if parents else [*known, *ADDED], parents + dot)
+    target = str(node["_target_"]) if "_target_" in node else ""
+    line = f"unknown configuration key '{full_key}'{hint}"
+    if override and target and not target.startswith(_LISTS_ALL):
+        return f"{line}; another argument of {target} needs a plus: {override}"
+    return f"{line}; a new one needs a plus: {override}" if override and parents in _BY_NAME else line
+
+
+def _names_below(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
