@@ -1,6 +1,7 @@
 """The LightningDataModule that all data sets share. A subclass only says where its records are."""
 
 import multiprocessing
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,16 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from datamodules import options as checks
+from datamodules import options
 from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
 from datamodules.records import Record, each_file_once
 from datamodules.samplers import EpochSampler, FillerBatches, SharedBatchSampler, own_slice
-from datamodules.transforms import build_transform
+from datamodules.transforms import Transform
+
+MOST_WORKERS = 8  # more of them wait for each other, or for the disk
 
 
 class AnomalyDataModule(LightningDataModule):
@@ -31,24 +34,46 @@ class AnomalyDataModule(LightningDataModule):
         root: the data set's folder.
         categories: which ones to use; None for all that are there. Published order, whatever the order here.
         split: ``test`` or ``train``, as the publisher split the data set.
-        image_size: S; an image is squashed to (S, S). Must be set before a loader is asked for.
+        image_size: S; an image is squashed to (S, S). A run passes its backbone's.
         eval_size: the size of the test masks: ``model`` (S), ``native`` (as on disk) or a number.
         batch_size: images a training step, over all processes together, so that their number does not change the
             training; images a batch of each process where nothing is trained. The last batch may be smaller.
-        num_workers: processes that decode images; 0 decodes in the main process.
+        num_workers: processes that decode images; 0 decodes in the main process. None for one a core beside the main
+            process's, at most 8.
         transforms: of the training images: ``default`` or ``augment``. All others get ``default``.
         shuffle: the training images.
-        dbscan: ``eps`` and ``min_samples`` for the sentence embeddings of this data set's classes; None for
-            ``published_dbscan``. Only stored here.
         val_categories: taken out of training, for validation.
         shard: ``i/n`` to test the i-th of n parts only, counted from 1; None for all. Parts are consecutive batches.
         bits: how many of the bits of 16-bit images are used, such as 12; None for all. Images of 8 bits don't ask.
+        mean: of the pixels in [0, 1], per channel; an image is normalised by it. A run passes its backbone's.
+        std: likewise.
+
+    A data set is a subclass with four texts and two methods:
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> from datamodules.records import list_images
+    >>> class Cups(AnomalyDataModule):
+    ...     name, title, layout, source = "cups", "Cups", "good/*.png, bad/*.png", "Take photos"
+    ...
+    ...     def find_categories(self):
+    ...         return ["cup"]
+    ...
+    ...     def read_category(self, category):
+    ...         folders = enumerate(("good", "bad"))
+    ...         return [Record(path, category, i, None) for i, f in folders for path in list_images(self.root / f)]
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("good", "bad"):
+    ...         Path(folder, name).mkdir()
+    ...         Image.new("RGB", (30, 20)).save(Path(folder, name, "0.png"))
+    ...     batch = next(iter(Cups(folder, image_size=16, num_workers=0).test_dataloader()))
+    >>> batch["image"].shape, batch["label"], batch["image_path"]
+    (torch.Size([2, 3, 16, 16]), tensor([0, 1]), ['good/0.png', 'bad/0.png'])
     """
 
     name: str  # in file names
     title: str  # in text
     published: ClassVar[Sequence[str]] = ()  # the publisher's categories, in the publisher's order
-    published_dbscan: ClassVar[Mapping[str, float]] = {"eps": 0.5, "min_samples": 15}
     splits: ClassVar[Sequence[str]] = ("test", "train")
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
@@ -58,16 +83,17 @@ class AnomalyDataModule(LightningDataModule):
         root: str | Path,
         categories: Sequence[str] | None = None,
         split: str = "test",
-        image_size: int | None = None,
+        image_size: int = 240,
         eval_size: int | str = "model",
         batch_size: int = 8,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         transforms: str = "default",
         shuffle: bool = False,
-        dbscan: Mapping[str, float] | None = None,
         val_categories: Sequence[str] = (),
         shard: str | None = None,
         bits: int | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -79,16 +105,13 @@ class AnomalyDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.transforms = transforms
         self.shuffle = shuffle
-        self.dbscan = dict(dbscan or self.published_dbscan)
-        # The backbone's own; whoever builds both sets them.
-        self.mean: Sequence[float] = CLIP_MEAN
-        self.std: Sequence[float] = CLIP_STD
         self.val_categories = val_categories or ()
         self.shard = shard
         self.bits = bits
+        self.mean = mean
+        self.std = std
         self._was_told = multiprocessing.Value("b", False)
-        # By role, samples by record: whoever has the features already sets them, and no image is decoded.
-        self.stored: dict[str, Mapping[Record, Sample]] = {}
+        self._served: dict[str, Mapping[Record, Sample]] = {}
 
     # What a data set has to say
 
@@ -111,7 +134,7 @@ class AnomalyDataModule(LightningDataModule):
             what = "found nothing of it" if there else "there is no such folder"
             raise UserError(f"Expected {self.title} in {self.root} ({self.layout}), but {what}. {self.source}")
         for name in sorted(found):
-            checks.check_category(name, self.root)
+            options.check_category(name, self.root)
         return [name for name in self.published if name in found] + sorted(found.difference(self.published))
 
     @cached_property
@@ -125,7 +148,7 @@ class AnomalyDataModule(LightningDataModule):
                     f"{len(self.missing_categories)} are missing ({', '.join(self.missing_categories)})"
                 )
             return available
-        return checks.choose("categories", self.categories, available)
+        return options.choose("categories", self.categories, available)
 
     @property
     def missing_categories(self) -> list[str]:
@@ -142,10 +165,15 @@ class AnomalyDataModule(LightningDataModule):
         Raises:
             UserError: anything that is wrong with the options or the files, short of their content.
         """
-        checks.check_options(
-            self.split, self.splits, self.transforms, self.eval_size, self.batch_size, self.num_workers, self.bits
+        options.check_options(
+            split=(self.split, self.splits),
+            transforms=self.transforms,
+            image_size=self.image_size,
+            eval_size=self.eval_size,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            bits=self.bits,
         )
-        checks.check_dbscan(self.dbscan)
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -156,16 +184,16 @@ class AnomalyDataModule(LightningDataModule):
                 )
             records += own
         records = each_file_once(records)
-        checks.check_masks(records)
-        checks.check_shard(self.shard, len(records), self.batch_size)
+        options.check_masks(records)
+        options.check_shard(self.shard, len(records), self.batch_size)
         if self.val_categories:
-            checks.check_val_categories(self.val_categories, self.category_names)
+            options.check_val_categories(self.val_categories, self.category_names)
         return records
 
     @property
     def tested_records(self) -> list[Record]:
         """The records of the shard, or all."""
-        part, parts = checks.parse_shard(self.shard)
+        part, parts = options.parse_shard(self.shard)
         return self.records[own_slice(len(self.records), self.batch_size, part - 1, parts)]
 
     @property
@@ -199,7 +227,7 @@ class AnomalyDataModule(LightningDataModule):
             UserError: a step has fewer images than there are processes.
         """
         rank, processes = self._process
-        checks.check_share(self.batch_size, processes)
+        options.check_share(self.batch_size, processes)
         dataset = self.dataset("train", self.records_of("train"))
         # To overfit a batch is to see the same one again; Lightning can't tell our sampler.
         shuffle = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
@@ -227,7 +255,7 @@ class AnomalyDataModule(LightningDataModule):
     def mask_size(self, role: str) -> int | None:
         """N of the masks; None where they keep their size."""
         if role != "test" or self.eval_size == "model":
-            return self._size
+            return self.image_size
         return None if self.eval_size == "native" else int(self.eval_size)
 
     def batch_rows(self, role: str, processes: int) -> int:
@@ -235,19 +263,29 @@ class AnomalyDataModule(LightningDataModule):
         share = -(-self.batch_size // processes) if role == "train" else self.batch_size
         return min(share, len(self.records))
 
+    def serve(self, role: str, samples: Mapping[Record, Sample]) -> None:
+        """Take over the samples of a role, so that its loaders decode no image.
+
+        Whoever has the features of the images already hands them over here, before a loader is asked for.
+
+        Args:
+            role: ``train``, ``val`` or ``test``.
+            samples: for each of the role's records ``features`` {name: tensor}, and ``mask`` (N, N) if the data set has
+                masks. The rest of a sample comes from the record.
+        """
+        self._served[role] = samples
+
     def dataset(self, role: str, records: Sequence[Record]) -> AnomalyDataset:
         """The samples of records as ``train``, ``val`` or ``test`` needs them."""
         transforms = self.transforms if role == "train" else "default"
-        transform = build_transform(transforms, self._size, self.mask_size(role), self.mean, self.std)
-        stored, seed = self.stored.get(role), torch.initial_seed()
         return AnomalyDataset(
             records,
             self.root,
-            transform,
+            Transform(transforms, self.image_size, self.mask_size(role), self.mean, self.std),
             self.has_labels,
             self.has_masks,
-            seed,
-            stored,
+            torch.initial_seed(),
+            self._served.get(role),
             self.bits,
             self._was_told,
         )
@@ -256,8 +294,8 @@ class AnomalyDataModule(LightningDataModule):
         self, role: str, dataset: AnomalyDataset, batch_sampler: Iterable[list[int]] | None = None
     ) -> DataLoader[Sample]:
         """Batches of a role's samples, in the order of the records or in the sampler's."""
-        # What is stored is mapped into this process: from another one it would have to be copied over.
-        workers = 0 if role in self.stored else self.num_workers
+        # What is served is mapped into this process: from another one it would have to be copied over.
+        workers = 0 if role in self._served else self._workers
         batches = {"batch_sampler": batch_sampler} if batch_sampler else {"batch_size": self.batch_size}
         return DataLoader(
             dataset,
@@ -282,7 +320,9 @@ class AnomalyDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
-    def _size(self) -> int:
-        if self.image_size is None:
-            raise UserError(f"Expected image_size of {self.title} to be set before images are loaded, but it is null")
-        return self.image_size
+    def _workers(self) -> int:
+        """``num_workers``, or what the cores allow, which the processes of a run on this machine share."""
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(max(cores // (self.trainer.num_devices if self.trainer else 1) - 1, 0), MOST_WORKERS)

@@ -6,55 +6,64 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
-import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.errors import UserError
-from datamodules.images import UInt8Array, load_image, load_mask
+from datamodules.images import UInt8Array, load_mask, open_image
 from datamodules.records import ANOMALOUS, NORMAL, Record
 from datamodules.samplers import Filler
-from datamodules.transforms import seed_transform
+from datamodules.transforms import Transform
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
 
 
 class AnomalyDataset(Dataset[Sample]):
-    """Decodes one record at a time.
+    """The samples of records; a record's files are opened when its sample is asked for.
 
-    A sample is ``image`` (3, S, S) float32, ``mask`` (N, N) or (h, w) uint8 {0, 1}, ``label`` int, ``category`` and
-    ``image_path`` (POSIX, relative to ``root``). ``mask`` and ``label`` are there only if asked for, and with both
-    ``mask_is_empty``: whether an anomalous image's mask marks nothing even in its file. ``is_filler`` is there, and
-    True, only for a :class:`datamodules.samplers.Filler`, which is always alone in its batch.
+    A sample has ``image`` (3, S, S) float32, ``mask`` (N, N) or (h, w) uint8 {0, 1}, ``label`` int, ``category`` and
+    ``image_path`` (POSIX, relative to ``root``). It has ``mask`` and ``label`` only if asked for, and with both
+    ``mask_is_empty``: whether an anomalous image's mask marks nothing even in its file. Only the sample of a
+    :class:`datamodules.samplers.Filler`, which is always alone in its batch, has ``is_filler``: True.
 
-    Random augmentation depends on the seed, the epoch and the image alone: neither the number of workers, nor how
-    images are dealt out to workers and devices, nor a resumed run changes it.
+    Random augmentation depends on the seed, the epoch and the image alone. The number of workers, the way in which
+    images are dealt out to workers and devices, and a resumed run do not change it.
 
     Args:
         records: what to load.
         root: that ``image_path`` is relative to.
-        transform: see :func:`datamodules.transforms.build_transform`.
+        transform: from decoded files to tensors.
         with_labels: every record has a label.
         with_masks: records without a mask get an all-zero one.
         seed: of the augmentation.
-        bits: of 16-bit files, see :func:`datamodules.images.load_image`.
-        was_told: set once the user was told that such a file is dark; shared by the processes that load.
-        stored: for each record, what a sample has instead of ``image`` and ``mask``, so that no image is opened:
-            ``features`` {name: tensor}, and ``mask`` if asked for.
+        served: for each record, what its sample has instead of ``image`` and ``mask``, so that no file is opened:
+            ``features`` {name: tensor}, and ``mask`` if asked for. None if files are to be opened.
+        bits: of 16-bit files, see :func:`datamodules.images.open_image`.
+        was_told: set once the user was told that such a file is dark; the processes that load share it.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (30, 20)).save(Path(folder, "a.png"))
+    ...     records = [Record(Path(folder, "a.png"), "cup", NORMAL, None)]
+    ...     transform = Transform("default", 8, 8, (0, 0, 0), (1, 1, 1))
+    ...     sample = AnomalyDataset(records, Path(folder), transform, with_labels=True, with_masks=True)[0]
+    >>> sample["image"].shape, sample["mask"].shape, sample["label"], sample["category"], sample["image_path"]
+    (torch.Size([3, 8, 8]), torch.Size([8, 8]), 0, 'cup', 'a.png')
     """
 
     def __init__(
         self,
         records: Sequence[Record],
         root: Path,
-        transform: A.Compose,
+        transform: Transform,
         with_labels: bool,
         with_masks: bool,
         seed: int = 0,
-        stored: Mapping[Record, Sample] | None = None,
+        served: Mapping[Record, Sample] | None = None,
         bits: int | None = None,
         was_told: "Synchronized[int] | None" = None,
     ) -> None:
@@ -64,7 +73,7 @@ class AnomalyDataset(Dataset[Sample]):
         self.with_labels = with_labels
         self.with_masks = with_masks
         self.seed = seed
-        self.stored = stored
+        self.served = served
         self.bits = bits
         self.was_told = was_told or multiprocessing.Value("b", False)
         # In shared memory, because workers that live on between epochs keep their own copy of everything else.
@@ -75,7 +84,7 @@ class AnomalyDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        sample = self._decode(record, index) if self.stored is None else dict(self.stored[record])
+        sample = self._decode(record, index) if self.served is None else dict(self.served[record])
         if self.with_labels:
             sample["label"] = record.label
         sample["category"] = record.category
@@ -87,12 +96,16 @@ class AnomalyDataset(Dataset[Sample]):
         return sample
 
     def _decode(self, record: Record, index: int) -> Sample:
-        arrays = {"image": load_image(record.image_path, self.bits, self._warn_once)}
-        if self.with_masks:
-            arrays["mask"] = _mask_of(record, arrays["image"])
-        seed_transform(self.transform, (self.seed, int(self.epoch), index))
-        sample: Sample = self.transform(**arrays)
-        return sample
+        image = open_image(record.image_path, self.bits, self._warn_once)
+        mask = self._mask(record, image) if self.with_masks else None
+        return self.transform(image, mask, seed=(self.seed, int(self.epoch), index))
+
+    def _mask(self, record: Record, image: Image.Image) -> UInt8Array:
+        """A record's mask as in its file; an all-zero one, which no file holds, at the size that is asked for."""
+        if record.mask_path is not None:
+            return _load_matching_mask(record.mask_path, record, image)
+        size = self.transform.mask_size
+        return np.zeros((size, size) if size else (image.height, image.width), np.uint8)
 
     def _warn_once(self, line: str) -> None:
         """Once, and not once a worker."""
@@ -103,9 +116,14 @@ class AnomalyDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples -> ``image`` (B, 3, S, S) or ``features`` {name: (B, ...)}, ``mask`` (B, N, N), ``label`` (B,) int64.
+    """B samples -> ``image`` (B, 3, S, S) or ``features`` {name: (B, ...)}, ``mask`` (B, N, N), ``label`` (B,) int64.
 
-    The rest are lists of str.
+    Everything else is a list of B values.
+
+    >>> sample = {"image": torch.zeros(3, 8, 8), "mask": torch.zeros(8, 8), "label": 1, "category": "cup"}
+    >>> batch = collate([sample, sample])
+    >>> batch["image"].shape, batch["mask"].shape, batch["label"], batch["category"]
+    (torch.Size([2, 3, 8, 8]), torch.Size([2, 8, 8]), tensor([1, 1]), ['cup', 'cup'])
     """
     batch = collate_native(samples)
     if "mask" in batch:
@@ -114,7 +132,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_native(samples: Sequence[Sample]) -> Batch:
-    """Like :func:`collate`, but ``mask`` stays a list of B (h, w) tensors, since their sizes differ."""
+    """Do the same as :func:`collate`, but leave ``mask`` a list of B tensors (h, w), since their sizes differ.
+
+    >>> batch = collate_native([{"mask": torch.zeros(8, 5)}, {"mask": torch.zeros(3, 9)}])
+    >>> [tuple(mask.shape) for mask in batch["mask"]]
+    [(8, 5), (3, 9)]
+    """
     batch: Batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     if "image" in batch:
         batch["image"] = torch.stack(batch["image"])  # (B, 3, S, S)
@@ -131,23 +154,18 @@ def _is_empty(record: Record) -> bool:
     return record.mask_path is None or not load_mask(record.mask_path).any()
 
 
-def _mask_of(record: Record, image: UInt8Array) -> UInt8Array:
-    size = image.shape[:2]
-    if record.mask_path is None:
-        return np.zeros(size, dtype=np.uint8)  # (h, w)
-    mask = load_mask(record.mask_path)  # (h, w)
-    if mask.shape != size:
+def _load_matching_mask(path: Path, record: Record, image: Image.Image) -> UInt8Array:
+    """A mask (h, w) {0, 1} that fits its image and its label."""
+    mask = load_mask(path)
+    height, width = mask.shape
+    if (width, height) != image.size:
         raise UserError(
-            f"Expected a mask of its image's size, but {record.mask_path} has {_pixels(mask)} and "
-            f"{record.image_path} has {_pixels(image)} pixels"
+            f"Expected a mask of its image's size, but {path} has {width}x{height} and {record.image_path} has "
+            f"{image.width}x{image.height} pixels"
         )
     if record.label == NORMAL and mask.any():
         raise UserError(
-            f"Expected an empty mask for the normal image {record.image_path}, but {record.mask_path} marks "
-            f"{int(mask.sum())} pixels; correct the mask or the label"
+            f"Expected an empty mask for the normal image {record.image_path}, but {path} marks {int(mask.sum())} "
+            "pixels; correct the mask or the label"
         )
     return mask
-
-
-def _pixels(array: UInt8Array) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

@@ -9,7 +9,11 @@ from datamodules.records import ANOMALOUS, NORMAL, Record
 
 
 def count_records(records: Sequence[Record]) -> dict[str, int]:
-    """Count ``images``, ``normal``, ``anomalous`` and the ``bytes`` of their images and masks."""
+    """Count ``images``, ``normal``, ``anomalous`` and the ``bytes`` of the image and mask files.
+
+    >>> count_records([])
+    {'images': 0, 'normal': 0, 'anomalous': 0, 'bytes': 0}
+    """
     return {
         "images": len(records),
         "normal": sum(record.label == NORMAL for record in records),
@@ -19,7 +23,15 @@ def count_records(records: Sequence[Record]) -> dict[str, int]:
 
 
 def hash_files(paths: Iterable[Path], root: Path) -> str:
-    """SHA-256 over (path relative to ``root``, size in bytes), sorted by path: the same wherever the data lies."""
+    """Hash (path relative to ``root``, size in bytes) of all files by SHA-256: the same wherever the data set lies.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.png").write_bytes(b"12345")
+    ...     digest = hash_files([Path(folder, "a.png")], Path(folder))
+    >>> digest == hashlib.sha256(b"a.png\\0" b"5\\n").hexdigest()
+    True
+    """
     digest = hashlib.sha256()
     for name, size in sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))  # names are bytes to Linux
@@ -27,7 +39,11 @@ def hash_files(paths: Iterable[Path], root: Path) -> str:
 
 
 def fingerprint_records(records: Sequence[Record], root: Path) -> dict[str, Any]:
-    """``categories`` {category: counts}, ``files`` and ``bytes`` in total, and ``sha256`` over all files."""
+    """Describe all files: ``categories`` {category: counts}, ``files`` and ``bytes`` in total, and their ``sha256``.
+
+    >>> fingerprint_records([], Path("data"))["files"]
+    0
+    """
     by_category: dict[str, list[Record]] = {}
     for record in records:
         by_category.setdefault(record.category, []).append(record)
@@ -42,5 +58,9 @@ def fingerprint_records(records: Sequence[Record], root: Path) -> dict[str, Any]
 
 
 def files_of(records: Iterable[Record]) -> list[Path]:
-    """Images and masks, in the records' order."""
+    """List images and masks, in the records' order.
+
+    >>> [path.name for path in files_of([Record(Path("a.png"), "cup", ANOMALOUS, Path("a_mask.png"))])]
+    ['a.png', 'a_mask.png']
+    """
     return [path for record in records for path in (record.image_path, record.mask_path) if path is not None]

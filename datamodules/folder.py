@@ -20,6 +20,13 @@ class Folder(AnomalyDataModule):
         anomalous_dir: anomalous images, below ``root``.
         mask_dir: masks of the anomalous images, below ``root``: ``sub/a.png`` or ``sub/a_mask.png`` for ``sub/a.jpg``.
         **options: see :class:`datamodules.base.AnomalyDataModule`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "a.jpg").touch()
+    ...     data = Folder(folder, category="cup")
+    ...     print(data.image_names, data.has_labels)
+    [('cup', 'a.jpg')] False
     """
 
     splits = ("test",)

@@ -15,6 +15,15 @@ class MVTec(AnomalyDataModule):
     """A category is any folder with ``test/``; ``train/`` is needed for the train split only.
 
     Without any ``ground_truth/`` the data set has labels only.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("test/good/0.png", "test/dent/0.png", "ground_truth/dent/0_mask.png"):
+    ...         Path(folder, "gear", name).parent.mkdir(parents=True)
+    ...         Path(folder, "gear", name).touch()
+    ...     records = MVTec(folder).records
+    >>> [(record.category, record.label, record.mask_path is not None) for record in records]
+    [('gear', 1, True), ('gear', 0, False)]
     """
 
     name = "mvtec"

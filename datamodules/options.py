@@ -1,9 +1,9 @@
-"""The checks of options and records that need no file. Each raises a one-line UserError."""
+"""Checks of a data module's options that need no file. Each raises a UserError of one line."""
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.errors import UserError
@@ -13,33 +13,47 @@ from datamodules.transforms import check_transforms
 
 
 def check_options(
-    split: str,
-    splits: Sequence[str],
+    *,
+    split: tuple[str, Sequence[str]],
     transforms: str,
+    image_size: int,
     eval_size: int | str,
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     bits: int | None,
 ) -> None:
-    """Check a data module's options, see :class:`datamodules.base.AnomalyDataModule`."""
-    if split not in splits:
-        raise UserError(f"Expected split to be one of {', '.join(splits)}, but got {split!r}")
+    """Check the options of a :class:`datamodules.base.AnomalyDataModule`; ``split`` comes with the valid ones.
+
+    >>> fine = dict(transforms="default", image_size=240, eval_size="model", batch_size=8, num_workers=None, bits=None)
+    >>> check_options(split=("test", ["test", "train"]), **fine)
+    >>> check_options(split=("tset", ["test", "train"]), **fine)
+    Traceback (most recent call last):
+    datamodules.errors.UserError: Expected split to be one of test, train, but got 'tset'
+    """
+    name, splits = split
+    if name not in splits:
+        raise UserError(f"Expected split to be one of {', '.join(splits)}, but got {name!r}")
     check_transforms(transforms)
+    if not _is_int(image_size, at_least=1):
+        raise UserError(f"Expected image_size to be 1 or more, but got {image_size!r}")
     if eval_size not in ("model", "native") and not _is_int(eval_size, at_least=1):
         raise UserError(f"Expected eval_size to be model, native or a number of pixels, but got {eval_size!r}")
     if not _is_int(batch_size, at_least=1):
         raise UserError(f"Expected batch_size to be 1 or more, but got {batch_size!r}")
-    if not _is_int(num_workers, at_least=0):
-        raise UserError(f"Expected num_workers to be 0 or more, but got {num_workers!r}")
+    if num_workers is not None and not _is_int(num_workers, at_least=0):
+        raise UserError(f"Expected num_workers to be 0 or more, or null, but got {num_workers!r}")
     if bits is not None and not (_is_int(bits, at_least=8) and bits <= 16):
         raise UserError(f"Expected bits to be a number from 8 to 16, or null, but got {bits!r}")
 
 
 def as_text(option: str, value: object) -> str:
-    """Text that a YAML file or a command line gives; it may look like a number there.
+    """Turn a value from a YAML file or a command line into text; text such as a category may look like a number there.
 
     Raises:
-        UserError: it is a list or another thing, whose spelling nobody means.
+        UserError: the value is a list, a truth value or anything else that nobody means as text.
+
+    >>> as_text("category", 4711)
+    '4711'
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UserError(f"Expected {option} to be text, but got {value!r}; put quotes around what is meant as text")
@@ -51,6 +65,11 @@ def check_category(name: str, root: Path) -> None:
 
     Raises:
         UserError: it is empty or not one line of text, or leads out of a folder.
+
+    >>> check_category("metal_nut", Path("data"))
+    >>> check_category("..", Path("data"))
+    Traceback (most recent call last):
+    datamodules.errors.UserError: Expected a category to be a path below data, without '..', but got '..'
     """
     below(root, name, "a category")
     if not name.strip() or any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
@@ -58,7 +77,14 @@ def check_category(name: str, root: Path) -> None:
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """Read ``i/n``, the i-th of n parts, counted from 1; None is 1/1."""
+    """Read ``i/n``, the i-th of n parts, counted from 1; None is 1/1.
+
+    Raises:
+        UserError: it is not of this form, or i is above n.
+
+    >>> parse_shard("2/7")
+    (2, 7)
+    """
     if shard is None:
         return 1, 1
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(shard))
@@ -68,7 +94,10 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def check_shard(shard: str | None, images: int, batch_size: int) -> None:
-    """Check that each part has a batch to test: parts are made of whole ones."""
+    """Check that each part has a batch to test: parts are made of whole batches.
+
+    >>> check_shard("2/3", images=17, batch_size=8)
+    """
     _, parts = parse_shard(shard)
     batches = -(-images // batch_size)
     if parts > batches:
@@ -79,7 +108,10 @@ def check_shard(shard: str | None, images: int, batch_size: int) -> None:
 
 
 def check_share(batch_size: int, processes: int) -> None:
-    """Check that each of several processes gets an image of a training step."""
+    """Check that each of several processes gets an image of a training step.
+
+    >>> check_share(batch_size=8, processes=4)
+    """
     if batch_size < processes:
         raise UserError(
             f"Expected train_data.batch_size, the images of a step over all processes, to be {processes} or more for "
@@ -88,10 +120,13 @@ def check_share(batch_size: int, processes: int) -> None:
 
 
 def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[str]:
-    """The ones of ``available`` that are asked for, in their order there.
+    """Take those of ``available`` that are asked for, in the order of ``available``.
 
     Raises:
-        UserError: one is asked for twice, is not available, or none is asked for.
+        UserError: nothing is asked for, or a name is not available or is there twice.
+
+    >>> choose("categories", ["screw", "bottle"], available=["bottle", "cable", "screw"])
+    ['bottle', 'screw']
     """
     # A single name is a string, whose letters would be taken for names.
     if isinstance(asked, str) or not asked:
@@ -107,7 +142,10 @@ def choose(option: str, asked: Sequence[str], available: Sequence[str]) -> list[
 
 
 def check_val_categories(val_categories: Sequence[str], category_names: Sequence[str]) -> None:
-    """Check that validation takes some of the categories and leaves some to train on."""
+    """Check that validation takes some of the categories and leaves some to train on.
+
+    >>> check_val_categories(["screw"], ["bottle", "screw"])
+    """
     chosen = choose("val_categories", val_categories, category_names)
     if len(chosen) == len(category_names):
         raise UserError(
@@ -116,7 +154,10 @@ def check_val_categories(val_categories: Sequence[str], category_names: Sequence
 
 
 def check_masks(records: Sequence[Record]) -> None:
-    """Check that in a data set with masks each anomalous image has its own."""
+    """Check that each anomalous image of a data set with masks has one.
+
+    >>> check_masks([Record(Path("a.png"), "cup", ANOMALOUS, Path("a_mask.png"))])
+    """
     if all(record.mask_path is None for record in records):
         return
     anomalous = [record for record in records if record.label == ANOMALOUS]
@@ -126,17 +167,6 @@ def check_masks(records: Sequence[Record]) -> None:
             f"Expected a mask for each anomalous image, but {len(bare)} of {len(anomalous)} have none, the first is "
             f"{bare[0].image_path}; add the masks or remove the images"
         )
-
-
-def check_dbscan(dbscan: Mapping[str, object]) -> None:
-    """Check DBSCAN's parameters: a radius and a number of neighbours."""
-    eps, min_samples = dbscan.get("eps"), dbscan.get("min_samples")
-    if set(dbscan) != {"eps", "min_samples"} or not _is_int(min_samples, at_least=1) or not _is_positive(eps):
-        raise UserError(f"Expected dbscan to have eps above 0 and min_samples of 1 or more, but got {dict(dbscan)}")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _is_int(value: object, at_least: int) -> bool:

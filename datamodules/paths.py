@@ -17,6 +17,12 @@ def below(root: Path, name: str, what: str) -> Path:
 
     Raises:
         UserError: the name is empty or absolute, or goes up by ``..``.
+
+    >>> below(Path("data"), "candle/Data/Images/000.JPG", "column image").as_posix()
+    'data/candle/Data/Images/000.JPG'
+    >>> below(Path("data"), "../000.JPG", "column image")
+    Traceback (most recent call last):
+    datamodules.errors.UserError: Expected column image to be a path below data, without '..', but got '../000.JPG'
     """
     # A Windows path takes both kinds of slashes for what they are, so that a name means the same on any system.
     path = PureWindowsPath(name)

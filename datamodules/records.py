@@ -22,7 +22,10 @@ class Record(NamedTuple):
         image_path: below the data set's root.
         category: the object's name as the data set spells it (``metal_nut``).
         label: 0 normal, 1 anomalous, None unknown.
-        mask_path: the ground truth. A normal image of a data set with masks has None and means an all-zero mask.
+        mask_path: the ground truth. None for a normal image of a data set with masks means an all-zero mask.
+
+    >>> Record(Path("data/cup/good/0.png"), "cup", NORMAL, mask_path=None).category
+    'cup'
     """
 
     image_path: Path
@@ -39,6 +42,13 @@ def list_images(folder: Path) -> list[Path]:
 
     Raises:
         UserError: a folder can't be read, or what has an image's name is no file.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("b.JPG", "a.png", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     print([path.name for path in list_images(Path(folder))])
+    ['a.png', 'b.JPG']
     """
     if not folder.is_dir():
         return []
@@ -51,7 +61,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All that is no folder, at any depth, each folder once; links to folders are followed, but not in circles."""
+    """Walk all files at any depth, each folder once; links to folders are followed, but not in circles."""
     seen: set[Path] = set()
     # With each folder those that it lies in: a link back to one of them would list what is not below it.
     own = frozenset(path.resolve() for path in folder.absolute().parents)
@@ -86,6 +96,14 @@ def each_file_once(records: Sequence[Record]) -> list[Record]:
 
     Raises:
         UserError: one image is listed twice, or has two labels or categories, or two anomalous images have one mask.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "a.png").touch()
+    ...     Path(folder, "link.png").symlink_to("a.png")
+    ...     records = [Record(Path(folder, name), "cup", NORMAL, None) for name in ("link.png", "a.png")]
+    ...     print([record.image_path.name for record in each_file_once(records)])
+    ['a.png']
     """
     same_file: dict[tuple[int, int], list[Record]] = {}
     for record in records:
@@ -129,7 +147,7 @@ def _label(record: Record) -> str:
 
 
 def _complain(same: Sequence[Record], line: str) -> None:
-    """About an image that is there twice."""
+    """Refuse an image that is there twice where there are labels, and warn where there are none."""
     if any(record.label is not None for record in same):
         raise UserError(f"{line}; remove one")
     rank_zero_warn(line)
@@ -148,7 +166,11 @@ def _check_own_masks(records: Sequence[Record]) -> None:
 
 
 def stem_below(path: Path, folder: Path) -> str:
-    """The path relative to ``folder`` without its suffix: ``broken_large/000``. Images and masks meet by it."""
+    """Name a file by its path relative to ``folder`` without its suffix. Images and masks are paired by it.
+
+    >>> stem_below(Path("bottle/test/broken_large/000.png"), Path("bottle/test"))
+    'broken_large/000'
+    """
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
@@ -164,6 +186,12 @@ def pair_masks(mask_dir: Path, stems: Iterable[str]) -> dict[str, Path]:
 
     Raises:
         UserError: a mask belongs to no image, or an image has two masks.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "000_mask.png").touch()
+    ...     print({stem: mask.name for stem, mask in pair_masks(Path(folder), ["000", "001"]).items()})
+    {'000': '000_mask.png'}
     """
     known = set(stems)
     masks: dict[str, Path] = {}

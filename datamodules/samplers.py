@@ -9,11 +9,19 @@ from torch.utils.data import Sampler
 
 
 class Filler(int):
-    """The index of a sample that is only there so that a process has a batch to compute; it weighs nothing."""
+    """The index of a sample that is only there so that a process has a batch to compute; it weighs nothing.
+
+    >>> Filler(3) == 3, isinstance(Filler(3), Filler)
+    (True, True)
+    """
 
 
 class FillerBatches(Sampler[list[int]]):
-    """One batch, of a filler alone: what a process tests that has no image of its own."""
+    """One batch of a filler alone, for a process that has no image to test.
+
+    >>> list(FillerBatches())
+    [[0]]
+    """
 
     def __iter__(self) -> Iterator[list[int]]:
         yield [Filler(0)]
@@ -32,7 +40,13 @@ class EpochSampler(Sampler[int]):
         dataset: what is drawn from.
         shuffle: a new order each epoch, or always that of the records.
         seed: of the orders.
-        epoch: scalar that is told the epoch; shared with the dataset.
+        epoch: scalar that holds the epoch; shared with the dataset.
+
+    >>> sampler = EpochSampler(range(5), shuffle=True, seed=0)
+    >>> first = list(sampler)
+    >>> sampler.set_epoch(1)
+    >>> sorted(first), list(sampler) == first
+    ([0, 1, 2, 3, 4], False)
     """
 
     def __init__(self, dataset: Sized, shuffle: bool, seed: int, epoch: Tensor | None = None) -> None:
@@ -65,6 +79,10 @@ class SharedBatchSampler(Sampler[list[int]]):
         batch_size: images of a step, over all processes.
         rank: this process's number, from 0.
         processes: how many there are.
+
+    >>> order = EpochSampler(range(5), shuffle=False, seed=0)
+    >>> [list(SharedBatchSampler(order, batch_size=4, rank=rank, processes=2)) for rank in range(2)]
+    [[[0, 2], [4]], [[1, 3], [4]]]
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, processes: int = 1) -> None:
@@ -84,13 +102,16 @@ class SharedBatchSampler(Sampler[list[int]]):
 
 
 def own_slice(count: int, batch_size: int, rank: int = 0, processes: int = 1) -> slice:
-    """The images that one of several processes tests: whole batches, as one process would make them, in file order.
+    """Find the images that one of several processes tests: whole batches, as one process has them, in file order.
 
     Args:
         count: images in all.
         batch_size: images a batch.
         rank: this process's number, from 0.
         processes: how many there are; with more of them than batches some get nothing.
+
+    >>> [own_slice(count=10, batch_size=4, rank=rank, processes=2) for rank in range(2)]
+    [slice(0, 4, None), slice(4, 10, None)]
     """
     batches = -(-count // batch_size)
     first, last = (batches * number // processes * batch_size for number in (rank, rank + 1))

@@ -16,7 +16,7 @@ LABELS = {"normal": NORMAL, "anomaly": ANOMALOUS}
 
 
 class Row(NamedTuple):
-    """A line of the CSV file; paths are relative to the data set's root, ``mask`` is empty for normal images."""
+    """A line of the CSV file. Paths are relative to the data set's root; ``mask`` is empty for a normal image."""
 
     object: str
     split: str
@@ -26,7 +26,18 @@ class Row(NamedTuple):
 
 
 class VisA(AnomalyDataModule):
-    """A category is a folder that has rows in the CSV file; images and masks are those of its rows, in their order."""
+    """A category is a folder that has rows in the CSV file; images and masks are those of its rows, in their order.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("cup/000.JPG", "split_csv/1cls.csv"):
+    ...         Path(folder, name).parent.mkdir()
+    ...         Path(folder, name).touch()
+    ...     text = "object,split,label,image,mask\\ncup,test,normal,cup/000.JPG,\\n"
+    ...     _ = Path(folder, "split_csv/1cls.csv").write_text(text)
+    ...     print(VisA(folder).image_names)
+    [('cup', 'cup/000.JPG')]
+    """
 
     name = "visa"
     title = "VisA"
@@ -34,7 +45,6 @@ class VisA(AnomalyDataModule):
         *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
         *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
     )
-    published_dbscan = {"eps": 1.5, "min_samples": 25}  # noqa: RUF012
     layout = f"<category>/Data/Images, <category>/Data/Masks, {CSV}"
     source = "The archive is https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar"
 

@@ -49,13 +49,18 @@ class Row:
     best_in: list[str] = field(default_factory=list)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print and write the table of a sweep's folder; returns the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and write the table of a sweep's folder; returns the exit code.
+
+    Args:
+        arguments: the folder; None for those of the command line.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
 
     def print_table() -> None:
-        if len(arguments) != 1:
+        if len(given) != 1:
             raise UserError("expected one folder: python -m experiments.collect <sweep folder>")
-        print(collect(Path(arguments[0])), end="")
+        print(collect(Path(given[0])), end="")
 
     return exit_code_of(print_table)
 
@@ -217,4 +222,4 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

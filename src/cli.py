@@ -67,31 +67,53 @@ def run_command(name: str, command: Command) -> None:
     try:
         with signals.raised():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
-        failed = [trial for trial in _trials() if trial.status == "failed"]
     except SweepRefusedError as refused:
-        errors, failed = [refused.reason], []
+        errors = [refused.reason]
     except BaseException as error:
         if signals.received is not None:  # whatever the clean-up made of it
             _tell_stop(signals.received)
             sys.exit(128 + signals.received)
         if not isinstance(error, Exception):
             raise
-        # A search that has nothing to choose from says nothing new.
-        failed = [trial for trial in _trials() if trial.status == "failed"]
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
-        known = error if started or one_line(error) else UserError(reason_of(error))
-        errors = errors or ([] if failed else [known])
+        errors = errors or [error if started or one_line(error) else UserError(reason_of(error))]
     finally:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
+    has_failed_trials = _tell_trials(errors)
+    if _tell_errors(errors, wants_traceback) or has_failed_trials:
+        sys.exit(1)
+
+
+def _tell_trials(errors: list[Exception]) -> bool:
+    """Print why trials of a sweep failed. What Hydra says when all have failed says nothing new.
+
+    Args:
+        errors: of the sweep; changed to those that are left to be told.
+
+    Returns:
+        Whether a trial failed.
+    """
+    try:
+        trials = _trials()
+    except UserError as error:  # one of their files is damaged
+        errors[:] = [error]
+        return False
+    failed = [trial for trial in trials if trial.status == "failed"]
     for trial in failed:
         print(f"error: {trial.line}", file=sys.stderr)
+    if failed and len(failed) == len(trials):
+        errors.clear()
+    return bool(failed)
+
+
+def _tell_errors(errors: list[Exception], wants_traceback: bool) -> bool:
+    """Print a line for each error, or raise the first that needs its traceback. Returns whether there was one."""
     bug = next((one for one in errors if one_line(one) is None), None)
     if errors and (bug is not None or wants_traceback):
         raise bug or errors[0]
     for mistake in errors:
         print(f"error: {one_line(mistake)}", file=sys.stderr)
-    if errors or failed:
-        sys.exit(1)
+    return bool(errors)
 
 
 def _trials() -> list[Trial]:

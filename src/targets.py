@@ -15,6 +15,7 @@ from src.overrides import did_you_mean
 
 Keys = tuple[str, ...]  # that lead to a value
 
+_FILLED_IN = ("image_size",)  # null of it is the backbone's, and stands in a data module when it is built
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 # The nodes that are instantiated, and the class that each one's `_target_` is or extends.
 _DATA = "datamodules.base.AnomalyDataModule"
@@ -138,6 +139,8 @@ def _check_arguments(path: Keys, node: dict[Any, Any], found: type) -> None:
             hint = did_you_mean(str(key), list(arguments), f"{'.'.join(path)}.")
             raise UserError(f"unknown configuration key '{name}', which {node['_target_']} does not take{hint}")
         annotation = arguments.get(key, Any)
+        if value is None and key in _FILLED_IN:
+            continue
         if not fits(value, annotation):
             raise UserError(f"{name} must be {describe(annotation)}, but got {_as_yaml(value)}")
         if is_text(value, annotation):

@@ -67,7 +67,7 @@ def test_the_papers_defaults() -> None:
         False,
     )
     assert (config.model.smoothing_sigma, config.model.representative) == (8, "dbscan")
-    assert (config.test_data.dbscan, config.train_data.dbscan) == (
+    assert (config.model.dbscan, config.train_data.dbscan) == (
         {"eps": 0.5, "min_samples": 15},
         {"eps": 1.5, "min_samples": 25},
     )
@@ -162,11 +162,11 @@ def test_mistakes_that_compose_are_refused(override: str, expected: str) -> None
         ("+model.own={_target_:subprocess.Popen,args:[true]}", "model.own._target_"),
         ("+model.own=[{deep:[{_target_:subprocess.Popen,args:[true]}]}]", "model.own.0.deep.0._target_"),
         ("+model._args_=[{_target_:subprocess.Popen,args:[true]}]", "model._args_.0._target_"),
-        ("+test_data.dbscan.x={_target_:torch.os.system,command:true}", "is no class"),
-        ("+test_data.dbscan.x={_target_:src.cli.Path}", "Python's own"),
-        ("+test_data.dbscan.x={_target_:hydra.utils.get_method,path:os.system}", "a class of lightning, torch"),
-        ("+test_data.dbscan.x={_target_:numpy.memmap,filename:x}", "a class of lightning, torch"),
-        ("+test_data.dbscan.x._target_=builtins.eval", "test_data.dbscan.x._target_"),
+        ("+model.dbscan.x={_target_:torch.os.system,command:true}", "is no class"),
+        ("+model.dbscan.x={_target_:src.cli.Path}", "Python's own"),
+        ("+model.dbscan.x={_target_:hydra.utils.get_method,path:os.system}", "a class of lightning, torch"),
+        ("+model.dbscan.x={_target_:numpy.memmap,filename:x}", "a class of lightning, torch"),
+        ("+model.dbscan.x._target_=builtins.eval", "model.dbscan.x._target_"),
         ("feature_cache.enabled={_target_:torch.nn.Identity}", "feature_cache.enabled"),
         ("+trainer.x={_target_:'${oc.decode:subprocess.Popen}'}", "trainer.x._target_"),
         ("+trainer.x={_target_:'${.y}',y:subprocess.Popen}", "trainer.x._target_"),
@@ -258,7 +258,7 @@ def test_a_function_is_not_called(cli: Cli, options: list[str], own_package: Pat
     assert "callbacks.x._target_" in cli.error("eval", *options, *copy)
     assert "callbacks.told._target_" in cli.error("eval", *options, "+exp=evil")
     program = f"{{_target_:subprocess.Popen,_args_:[[touch,{own_package}/copy]]}}"
-    assert "test_data.dbscan.x" in cli.error("eval", *options, f"+test_data.dbscan.x={program}")
+    assert "model.dbscan.x" in cli.error("eval", *options, f"+model.dbscan.x={program}")
     assert not (own_package / "copy").exists()
 
 

@@ -32,6 +32,9 @@ class Recipe:
         train_good: flawless training images per category.
         test_good: flawless test images per category.
         test_per_defect: test images of each kind of defect per category.
+
+    >>> Recipe(seed=5).folder_name()
+    'demo_v1_seed5_128px_8-20-7'
     """
 
     version: int = VERSION
@@ -48,11 +51,14 @@ class Recipe:
 
 
 def demo_data(parent: str | Path, recipe: Recipe | None = None) -> Path:
-    """Root of the demo data set of this recipe below `parent`; drawn now if it is not there.
+    """Find the demo data set of this recipe below `parent`, and draw it if it is not there.
 
     Args:
         parent: folder that holds demo data sets, one sub-folder a recipe.
         recipe: by default the one on which results are reported.
+
+    Returns:
+        Its root, in MVTec's layout.
 
     Raises:
         UserError: the folder's content was made by another recipe, the disk can't be written, or `parent` holds what is

@@ -54,7 +54,12 @@ def damage(rng: np.random.Generator, scene: Scene, kind: str) -> tuple[Array, Ma
 
 
 def render(seed: int, split: str, category: str, kind: str, number: int, size: int) -> Photo:
-    """Draw one image. The same address gives the same image, and the drawing order does not matter."""
+    """Draw one image. The same address gives the same image, and the drawing order does not matter.
+
+    >>> photo = render(seed=7, split="test", category="wood", kind="scratch", number=0, size=32)
+    >>> photo.image.shape, bool(photo.mask.any())
+    ((32, 32, 3), True)
+    """
     address = [seed, number, *(zlib.crc32(part.encode()) for part in (split, category, kind))]
     draw, hurt, camera = (np.random.default_rng([*address, stream]) for stream in range(3))
     scene = _DRAW[category](draw, size)

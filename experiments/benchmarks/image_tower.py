@@ -121,17 +121,15 @@ def main() -> None:
     backbone = Backbone(source)
     size = backbone.architecture.image_size
     images = torch.randn(arguments.batch, 3, size, size)
-    sdp = DualPath(backbone, LAYERS, "reference", needs_original=False)
     exact: dict[str, Callable[[], object]] = {
         ENCODE: partial(backbone.clip.encode_image, images),
         "the reference's way": partial(reference_way, backbone, images),
-        "dual path of SDP": partial(sdp, images),
-        "dual path of SDP+": partial(DualPath(backbone, LAYERS, "reference"), images),
+        "dual path": partial(DualPath(backbone, LAYERS, "reference"), images),
         "matrix products alone": matrix_products(backbone, arguments.batch),
     }
     if arguments.compile:
         compiled = Backbone(source, compiled=True)
-        exact["dual path of SDP, compiled"] = partial(DualPath(compiled, LAYERS, "reference", False), images)
+        exact["dual path, compiled"] = partial(DualPath(compiled, LAYERS, "reference"), images)
     ways = {f"{name}, fp32": run for name, run in exact.items()}
     if not arguments.skip_bf16:
         ways |= {f"{name}, bf16": partial(under_bfloat16, run) for name, run in exact.items()}

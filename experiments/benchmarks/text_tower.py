@@ -28,7 +28,6 @@ CLASSES = (
     *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
     *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
 )
-DBSCAN = {"eps": 1.5, "min_samples": 25}  # VisA's
 PLAIN = "encode_text at 77 positions, fp32"
 PLAIN_BATCH = 256
 
@@ -40,24 +39,24 @@ def plain(backbone: Backbone, sentences: list[str]) -> Tensor:
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def shared(backbone: Backbone, sentences: list[str]) -> Tensor:
+def cut(backbone: Backbone, sentences: list[str]) -> Tensor:
     """This project's way: K sentences -> (K, D), unit length."""
     return F.normalize(encode_tokens(backbone.clip, backbone.tokenizer(sentences)).float(), dim=-1)
 
 
-def shared_in_bfloat16(backbone: Backbone, sentences: list[str]) -> Tensor:
+def cut_in_bfloat16(backbone: Backbone, sentences: list[str]) -> Tensor:
     """The same under autocast. Runs don't do this: what is computed once can be exact."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return shared(backbone, sentences)
+        return cut(backbone, sentences)
 
 
 def rows_cold(backbone: Backbone, rounds: int, *, with_bfloat16: bool) -> list[dict[str, Any]]:
     """One class, nothing known before."""
     sides = project_prompts().sentences("metal_nut")
     sentences = [*sides.normal, *sides.anomalous]
-    ways = {PLAIN: partial(plain, backbone, sentences), "prefixes once, fp32": partial(shared, backbone, sentences)}
+    ways = {PLAIN: partial(plain, backbone, sentences), "cut at the longest, fp32": partial(cut, backbone, sentences)}
     if with_bfloat16:
-        ways["prefixes once, bf16"] = partial(shared_in_bfloat16, backbone, sentences)
+        ways["cut at the longest, bf16"] = partial(cut_in_bfloat16, backbone, sentences)
     expected = plain(backbone, sentences)
     differences = {name: float((run() - expected).abs().max()) for name, run in ways.items()}
     seconds = paired_medians(ways, rounds)
@@ -78,8 +77,8 @@ def rows_warm(source: BackboneSource, rounds: int) -> list[dict[str, Any]]:
         backbone = Backbone(source, SentenceCache(Path(folder), describe_text_tower(source, "random")))
         text = {method: PromptEnsemble(backbone, project_prompts(), method) for method in REPRESENTATIVES}
         for method in REPRESENTATIVES:
-            text[method].prepare(CLASSES, DBSCAN)
-        seconds = paired_medians({m: partial(text[m].prepare, CLASSES, DBSCAN) for m in text}, rounds)
+            text[method].prepare(CLASSES, "visa")
+        seconds = paired_medians({m: partial(text[m].prepare, CLASSES, "visa") for m in text}, rounds)
     return [{"representative": method, "seconds": taken} for method, taken in seconds.items()]
 
 

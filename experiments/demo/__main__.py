@@ -1,6 +1,7 @@
 """Run SDP and SDP+ on the demo data, print their tables side by side and draw the best and worst cases.
 
-`python -m experiments.demo`, from the repository root. Results go to outputs/demo; an earlier pair is moved aside.
+`python -m experiments.demo`, or `clip-ad-demo`. Results go to outputs/demo, in the folder where it is typed; an earlier
+pair is moved aside.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> None:
     for name, (module, experiment) in RUNS.items():
         options = [f"+exp={experiment}", f"paths.output_dir={OUTPUT / name}", "save_maps=true"]
         print(f"\n$ python -m {module} {' '.join(options)}", flush=True)
-        subprocess.run([sys.executable, "-m", module, *options], check=True)
+        done = subprocess.run([sys.executable, "-m", module, *options], check=False)
+        if done.returncode != 0:
+            sys.exit(done.returncode)  # the command has said why
     results = {name: json.loads((OUTPUT / name / "metrics.json").read_text()) for name in RUNS}
     print()
     Console().print(side_by_side(results))
@@ -45,7 +48,4 @@ def _move_aside(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except subprocess.CalledProcessError as failed:
-        sys.exit(failed.returncode)  # the command has said why
+    main()

@@ -51,7 +51,9 @@ def draw_cases(runs: Sequence[Path], folder: Path) -> list[Path]:
 
 def _data_of(run: Path) -> AnomalyDataModule:
     """The data module of a run, from its provenance."""
-    data: AnomalyDataModule = instantiate(json.loads((run / "provenance.json").read_text())["config"]["test_data"])
+    node = json.loads((run / "provenance.json").read_text())["config"]["test_data"]
+    # Files are drawn as they are, so that any size will do.
+    data: AnomalyDataModule = instantiate(node, image_size=node["image_size"] or 240)
     data.setup("test")
     return data
 

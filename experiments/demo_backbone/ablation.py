@@ -49,8 +49,6 @@ class PlainSimilarity(SDP):
 class OnePath(SDP):
     """SDP without the second path: its patch tokens are the original path's, normed and projected."""
 
-    reads_original = True
-
     def features(self, images: Tensor) -> Features:
         """The levels' original tokens in the joint embedding, (B, L, 1+P, D), in the place of the surgery tokens."""
         project = self.dual_path.backbone.project

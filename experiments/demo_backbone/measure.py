@@ -75,7 +75,7 @@ def draw_test_set(seed: int, categories: Sequence[str], side: int) -> TestSet:
 @torch.no_grad()
 def score(method: Method, data: TestSet) -> BenchmarkResult:
     """All metrics of a method, per category and averaged."""
-    method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
+    method.text.prepare(list(dict.fromkeys(data.categories)), "demo")
     metrics = BenchmarkMetrics(list(dict.fromkeys(data.categories)), method.terms, method.fusion)
     for images, masks, labels, names in data.batches(64):
         scores = method(images, method.text(names))
@@ -85,7 +85,7 @@ def score(method: Method, data: TestSet) -> BenchmarkResult:
 
 def fit_projections(method: SDPPlus, data: TestSet, epochs: int, rate: float, seed: int = 42) -> None:
     """Train SDP+ on data with masks: Adam, batches of 8 in random order. The frozen features are computed once."""
-    method.text.prepare(list(dict.fromkeys(data.categories)), {"eps": 0.5, "min_samples": 15})
+    method.text.prepare(list(dict.fromkeys(data.categories)), "demo")
     parts = [method.features(images) for images, *_ in data.batches(64)]
     features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     text = method.text(data.categories)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from open_clip.model import CLIP
-from src.models.dual_block import BlockPlan, run_block
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.clip.architecture import STAGES
+from src.models.dual_path import run_block
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")
-ORIGINAL_PATH = BlockPlan(starts_stage=False, second=False, only_cls=False, mlp=True)
 
 
 def build_clip(vocabulary: int) -> CLIP:
@@ -47,7 +46,7 @@ def level_tokens(clip: CLIP, tokens: Tensor) -> list[Tensor]:
     stage_length = len(blocks) // STAGES
     levels = []
     for number, block in enumerate(blocks):
-        state = run_block(block, ORIGINAL_PATH, tokens, None)
+        state = run_block(block, tokens)
         if number and number % stage_length == 0:
             levels.append(state.attended)
         tokens = state.output

@@ -32,6 +32,9 @@ with without("wandb"):  # timm imports it unasked: a second, and folders in the 
     import open_clip
     from open_clip import factory
 
+_OWN_FILES = "package:"
+_INSTALLED = Path(__file__).resolve().parents[2]
+
 
 class BackboneSource(NamedTuple):
     """A backbone that has been looked up and checked, but not loaded.
@@ -63,12 +66,14 @@ def find_backbone(
     Args:
         name: open_clip model name; with `config`, the name under which the own architecture is registered.
         pretrained: one of open_clip's tags, the path of a weights file, or None for random weights.
-        config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`).
+        config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`). Of both files,
+            `package:a/b` is a/b below the folder that holds this project's packages.
         image_size: side of the input in pixels; None is the architecture's own.
 
     Raises:
         UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
     """
+    pretrained, config = _path_of(pretrained), _path_of(config)
     # open_clip takes a name with a colon for a place to look in (hf-hub:, local-dir:), and one with a slash for a path.
     is_name = not set(name) & set(":/")
     model_config = None
@@ -207,6 +212,13 @@ class Backbone(nn.Module):
 def _text_sources() -> list[str]:
     """The code that encodes text, as this process has loaded it; later edits of its files are not part of it."""
     return [sha256_of(Path(file)) for file in (__file__, text_tower.__file__)]
+
+
+def _path_of(name: str | None) -> str | None:
+    """A file's name, with its place if it is one of the project's own."""
+    if name is None or not name.startswith(_OWN_FILES):
+        return name
+    return str(_INSTALLED / name.removeprefix(_OWN_FILES))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -158,11 +158,10 @@ def _mistake_in(config: DictConfig, overrides: list[str]) -> UserError | None:
     before = hydra_config.cfg
     with read_write(trial.hydra.runtime), open_dict(trial.hydra.runtime):
         trial.hydra.runtime.output_dir = str(config.hydra.sweep.dir)
+    own = OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"])
     hydra_config.set_config(trial)  # interpolations such as ${hydra:runtime.output_dir} read it
     try:
-        validate(
-            OmegaConf.masked_copy(trial, [str(key) for key in trial if key != "hydra"]), config.hydra.job.config_name
-        )
+        validate(own, config.hydra.job.config_name)
     except UserError as mistake:
         return mistake
     finally:

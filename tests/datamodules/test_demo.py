@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from datamodules.demo import generate, objects, textures
-from datamodules.demo import settings as protocol
+from datamodules.demo import generate, objects, settings, textures
 from datamodules.demo.generate import Recipe, demo_data
 from datamodules.demo.render import render
 from datamodules.demo.settings import DEFECTS, PROJECTION_TEST, PROJECTION_TRAIN, REPORT_SEED, SELECTION_SEED, SIZE
@@ -33,12 +32,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo_data(tmp_path_factory.mktemp("demo"), TINY)
 
 
-def test_protocol_is_broad_enough_and_split_without_overlap() -> None:
+def test_the_demo_is_broad_enough_and_split_without_overlap() -> None:
     drawn = {module: [c for c in DEFECTS if hasattr(module, c)] for module in (textures, objects)}
     assert all(len(categories) >= 5 for categories in drawn.values())
     assert len({kind for kinds in DEFECTS.values() for kind in kinds}) >= 5
     assert sorted(PROJECTION_TRAIN + PROJECTION_TEST) == sorted(DEFECTS)
-    assert len({protocol.REPORT_SEED, protocol.SELECTION_SEED, protocol.TRAINING_SEED}) == 3
+    assert len({settings.REPORT_SEED, settings.SELECTION_SEED, settings.TRAINING_SEED}) == 3
 
 
 def test_layout_is_mvtecs(tiny: Path) -> None:
@@ -184,7 +183,7 @@ def test_several_at_once_end_with_one_whole_data_set(
 def test_the_recipe_is_recorded(tiny: Path) -> None:
     recorded = json.loads((tiny / generate.RECIPE_FILE).read_text())
     assert recorded["seed"] == 5
-    assert recorded["version"] == protocol.VERSION
+    assert recorded["version"] == settings.VERSION
 
 
 def test_distance_from_the_median_colour_does_not_solve_it() -> None:

@@ -103,15 +103,8 @@ def test_only_training_is_augmented_and_shuffled(mvtec_root: Path) -> None:
     assert len({frozenset(order) for order in orders}) == 1
 
 
-def test_dbscan_follows_the_data_set() -> None:
-    assert MVTec("x").dbscan == {"eps": 0.5, "min_samples": 15}
-    assert VisA("x").dbscan == {"eps": 1.5, "min_samples": 25}
-    assert VisA("x", dbscan={"eps": 0.7, "min_samples": 3}).dbscan == {"eps": 0.7, "min_samples": 3}
-
-
 def test_normalisation_can_be_chosen(mvtec_root: Path) -> None:
-    data = mvtec(mvtec_root, image_size=30)
-    data.mean, data.std = (0, 0, 0), (1, 1, 1)
+    data = mvtec(mvtec_root, image_size=30, mean=(0, 0, 0), std=(1, 1, 1))
     Image.fromarray(np.full((*SIZE, 3), 51, np.uint8)).save(mvtec_root / "bottle/test/broken/000.png")
     assert batches(data.test_dataloader())[0]["image"][0].unique().tolist() == pytest.approx([0.2])
 
@@ -221,7 +214,9 @@ def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_
         ({"eval_size": 0}, "eval_size .* got 0"),
         ({"eval_size": 1.5}, r"eval_size .* got 1\.5"),
         ({"batch_size": 0}, "batch_size to be 1 or more, but got 0"),
-        ({"num_workers": -1}, "num_workers to be 0 or more, but got -1"),
+        ({"num_workers": -1}, "num_workers to be 0 or more, or null, but got -1"),
+        ({"image_size": None}, "image_size to be 1 or more, but got None"),
+        ({"image_size": 0}, "image_size to be 1 or more, but got 0"),
     ],
 )
 def test_wrong_options(mvtec_root: Path, options: dict[str, Any], message: str) -> None:
@@ -237,11 +232,6 @@ def test_records_are_checked_before_images_are_opened(mvtec_root: Path) -> None:
     assert len(mvtec(mvtec_root).records) == 10
     with pytest.raises(UserError, match="val_categories"):
         _ = mvtec(mvtec_root, val_categories=["nut"]).records
-
-
-def test_image_size_must_be_set(mvtec_root: Path) -> None:
-    with pytest.raises(UserError, match=r"image_size of MVTec AD .* null"):
-        mvtec(mvtec_root, image_size=None).test_dataloader()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -338,8 +328,7 @@ def deep(photos: Path, **options: Any) -> Folder:
 
 def test_bits_of_the_data_set_reach_the_images(photos: Path) -> None:
     for bits, level in ((12, 1.0), (16, 16 / 255), (14, 64 / 255)):
-        data = deep(photos, bits=bits)
-        data.mean, data.std = (0, 0, 0), (1, 1, 1)
+        data = deep(photos, bits=bits, mean=(0, 0, 0), std=(1, 1, 1))
         assert batches(data.test_dataloader())[0]["image"].unique().tolist() == pytest.approx([level])
     with pytest.raises(UserError, match=r"bits to be a number from 8 to 16, or null, but got 4"):
         _ = deep(photos, bits=4).records
@@ -365,7 +354,39 @@ def test_masks_that_are_empty_on_disk_are_told_from_those_that_vanish(mvtec_root
     assert first["image_path"][3:] == ["bottle/test/scratch/000.png", "bottle/test/scratch/001.png"]
     assert first["mask"].any(dim=(1, 2)).tolist() == [True, False, False, False, False]
     assert first["mask_is_empty"] == [False, False, False, True, False]
-    # Where masks and features are stored, too.
-    data.stored["test"] = {record: {"mask": mask} for record, mask in zip(data.records, first["mask"], strict=True)}
-    (stored,) = batches(data.test_dataloader())
-    assert stored["mask_is_empty"] == first["mask_is_empty"]
+    # Where masks and features are served, too.
+    data.serve("test", {record: {"mask": mask} for record, mask in zip(data.records, first["mask"], strict=True)})
+    (served,) = batches(data.test_dataloader())
+    assert served["mask_is_empty"] == first["mask_is_empty"]
+
+
+# Features that are there already
+
+
+def test_served_samples_replace_the_files(mvtec_root: Path) -> None:
+    data = mvtec(mvtec_root, val_categories=["screw"], num_workers=2)
+    masks = torch.ones(16, 16, dtype=torch.uint8)
+    features = {record: {"tokens": torch.full((3,), float(row))} for row, record in enumerate(data.records)}
+    data.serve("test", {record: {"features": one, "mask": masks} for record, one in features.items()})
+    for path in mvtec_root.glob("bottle/test/broken/*.png"):
+        path.write_bytes(b"")  # what is served is not opened
+    first = batches(data.test_dataloader())[0]
+    assert set(first) == {"features", "mask", "mask_is_empty", "label", "category", "image_path"}
+    assert first["features"]["tokens"].tolist() == [[row] * 3 for row in range(4)]
+    assert first["label"].tolist() == [1, 0, 0, 1]
+    assert batches(data.val_dataloader())[0]["image"].shape == (4, 3, 16, 16)  # another role, from its files
+
+
+# Workers
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (6, 1, 5), (64, 1, 8), (8, 2, 3)])
+def test_workers_follow_the_cores(
+    mvtec_root: Path, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    data = mvtec(mvtec_root, num_workers=None)
+    if processes > 1:
+        data.trainer = Trainer(accelerator="cpu", devices=processes, strategy="ddp", logger=False)
+    assert data.test_dataloader().num_workers == workers
+    assert mvtec(mvtec_root, num_workers=3).test_dataloader().num_workers == 3
