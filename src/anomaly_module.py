@@ -16,6 +16,7 @@ from datamodules.errors import UserError, reason_of
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.exchange import is_shared
+from src.metrics.functional import needs_all_images
 from src.metrics.own import OwnMetric
 from src.models.maps import resize_like
 from src.models.method import Features, Method, Scores, Targets
@@ -96,8 +97,8 @@ class AnomalyModule(LightningModule):
 
     @property
     def fusion_rule(self) -> str | None:
-        """How a test fuses an image's scores; None for a part, which has not all the images."""
-        return None if self.is_part else self.method.fusion
+        """How a test fuses an image's scores; None for a part that has not all the images which the rule needs."""
+        return None if self.is_part and needs_all_images(self.method.fusion) else self.method.fusion
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch.

@@ -247,6 +247,8 @@ def _check_root(config: DictConfig, command: str) -> None:
     for name in config.metrics or ():
         if name in RESULT_KEYS:
             raise UserError(f"metrics.{name} has the name of a result that is always there; choose another")
+    if config.metrics and command == "eval" and config.test_data.get("shard") is not None:
+        raise UserError("metrics: those of your own can't be joined from parts; leave out metrics or test_data.shard")
 
 
 def _check_trainer(trainer: DictConfig) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import UserError
 from src.cli import CONF
-from src.config import validate
+from src.config import check_training, validate
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import Golden
 
@@ -27,6 +27,16 @@ def composed(command: str, *overrides: str) -> DictConfig:
     config.logger = None
     config.callbacks = None
     return config
+
+
+def refused(command: str, *overrides: str) -> str:
+    """The line that a configuration is refused with."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(command, ["paths.output_dir=/tmp/nowhere", "~logger.csv", *overrides])
+    with pytest.raises(UserError) as error:
+        validate(config, command)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_the_published_experiments_are_there() -> None:
@@ -67,10 +77,10 @@ def test_the_papers_defaults() -> None:
         False,
     )
     assert (config.model.smoothing_sigma, config.model.representative) == (8, "dbscan")
-    assert (config.model.dbscan, config.train_data.dbscan) == (
-        {"eps": 0.5, "min_samples": 15},
-        {"eps": 1.5, "min_samples": 25},
-    )
+    assert config.model.dbscan == {
+        "default": {"eps": 0.5, "min_samples": 15},
+        "visa": {"eps": 1.5, "min_samples": 25},
+    }
     assert validate(composed("train", "+exp=sdp_plus_visa")).model.smoothing_sigma == 2
     assert validate(composed("eval", "+exp=sdp_visa")).model.smoothing_sigma == 8
 
@@ -81,11 +91,11 @@ def test_the_data_set_can_be_exchanged_in_every_command() -> None:
         assert config.test_data._target_ == "datamodules.visa.VisA"
 
 
-def test_a_larger_backbone_brings_its_levels() -> None:
-    config = validate(composed("eval", "+exp=sdp_mvtec", "backbone=vit_l_14_336"))
-    assert (config.backbone.name, config.model.feature_layers) == ("ViT-L-14-336", [6, 12, 18, 24])
-    overridden = composed("eval", "backbone=vit_l_14_336", "model.feature_layers=[24]")
-    assert overridden.model.feature_layers == [24]
+@pytest.mark.parametrize("backbone", sorted(path.stem for path in (CONF / "backbone").glob("*.yaml")))
+def test_a_backbone_sets_nothing_of_the_model(backbone: str) -> None:
+    plain, other = (composed("eval", "+exp=sdp_mvtec", *more) for more in ([], [f"backbone={backbone}"]))
+    assert validate(other).backbone.name
+    assert {**other, "backbone": None} == {**plain, "backbone": None}
 
 
 @pytest.mark.parametrize("sweep", ["grid", "seeds", "optuna"])
@@ -97,7 +107,7 @@ def test_every_sweep_adds_to_an_experiment(sweep: str) -> None:
     parameters = config.hydra.sweeper.params
     assert parameters
     for key in parameters:
-        assert OmegaConf.select(plain, key) is not None, key
+        assert OmegaConf.select(plain, key, default="absent") != "absent", key
     # A search opens no benchmark and maximises a metric that is better when it is higher.
     is_search = sweep == "optuna"
     assert plain.test is not is_search
@@ -117,9 +127,9 @@ def test_loggers(loggers: str) -> None:
         ("+foo=3", "'foo'"),
         ("+trianer=3", "did you mean 'trainer'?"),
         ("+model.x=3", "'model.x'"),
-        ("+model.smoothing_sigm=3", "did you mean 'smoothing_sigma'?"),
-        ("+trainer.max_epoch=3", "did you mean 'max_epochs'?"),
-        ("+test_data.batchsize=3", "did you mean 'batch_size'?"),
+        ("+model.smoothing_sigm=3", "did you mean 'model.smoothing_sigma'?"),
+        ("+trainer.max_epoch=3", "did you mean 'trainer.max_epochs'?"),
+        ("+test_data.batchsize=3", "did you mean 'test_data.batch_size'?"),
         ("+paths.cache=3", "cache"),
         ("+backbone.tag=3", "tag"),
         ("seed=many", "seed"),
@@ -184,10 +194,158 @@ def test_a_node_names_a_class_of_its_kind(override: str, key: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr must be a number, but got abc"),
+        ("optimizer.lr=true", "optimizer.lr must be a number, but got true"),
+        ("+optimizer.betas=[0.9,a]", "optimizer.betas must be a list of numbers, but got [0.9, 'a']"),
+        ("trainer.max_epochs=1.5", "trainer.max_epochs must be a whole number or null, but got 1.5"),
+        ("trainer.devices=x", "trainer.devices must be how many, a list such as [0,1], or auto, but got x"),
+        ("trainer.devices=0", "trainer.devices must be how many"),
+        ("trainer.deterministic=maybe", "trainer.deterministic must be true or false or warn or null, but got maybe"),
+        ("+trainer.limit_val_batches=half", "trainer.limit_val_batches must be a number or null, but got half"),
+        ("+trainer.max_time=3", "trainer.max_time must be text or null, but got 3"),
+        ("test_data.batch_size=a", "test_data.batch_size must be a whole number, but got a"),
+        ("test_data.batch_size=null", "test_data.batch_size must be a whole number, but got null"),
+        ("test_data.categories=bottle", "test_data.categories must be a list of text or null, but got bottle"),
+        ("test_data.shuffle=1", "test_data.shuffle must be true or false, but got 1"),
+        ("test_data.root=true", "test_data.root must be text, but got true"),
+        ("model.feature_tap=last", "model.feature_tap must be reference or block_output, but got last"),
+        ("model=sdp_plus model.smoothing_sigma=x", "model.smoothing_sigma must be a number, but got x"),
+        ("prompts.templates=x", "prompts.templates must be a list of text, but got x"),
+        (
+            "+callbacks.x={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:[a]}",
+            "callbacks.x.monitor must be text",
+        ),
+        ("seed=1.5", "seed: Value '1.5' of type 'float' could not be converted to Integer"),
+    ],
+)
+def test_a_value_of_another_type_than_its_class_takes(overrides: str, expected: str) -> None:
+    assert expected in refused("train", *overrides.split())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "optimizer.lr=1",
+        "+optimizer.betas=[0.8,0.9]",
+        "trainer.devices=[0,1]",
+        "trainer.devices=-1",
+        "+trainer.fast_dev_run=2",
+        "+trainer.max_time={hours:1}",
+        "trainer.profiler=simple",
+        "trainer.precision=32",
+        "test_data.eval_size=native",
+        "test_data.eval_size=120",
+        "test_data.categories=[1,2]",
+        "model.feature_layers=[3,4]",
+        "logger=wandb +logger.wandb.anything=x",
+    ],
+)
+def test_values_that_a_class_takes(overrides: str) -> None:
+    validate(composed("train", *overrides.split()))
+
+
+def test_a_number_is_text_where_text_is_wanted() -> None:
+    config = validate(composed("predict", "test_data.root=5", "test_data.category=7", "model.representative=3"))
+    assert (config.test_data.root, config.test_data.category, config.model.representative) == ("5", "7", "3")
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ("{_target_:torchmetrics.MeanMetric,level:image}", ""),
+        ("{_target_:torchmetrics.MeanMetric,level:pixel,nan_strategy:ignore}", ""),
+        ("{_target_:torchmetrics.MeanMetric,level:images}", "metrics.own.level must be image or pixel, but got images"),
+        ("{_target_:torchmetrics.MeanMetric}", "metrics.own must have a level: image or pixel"),
+        ("{_target_:torch.nn.Linear,level:image}", "torchmetrics.Metric"),
+        ("{_target_:torchmetrics.MeanMetric,level:image,_partial_:true}", "metrics.own._partial_"),
+        ("3", "metrics.own must have a _target_"),
+    ],
+)
+def test_metrics_of_ones_own(node: str, expected: str) -> None:
+    overrides = ("train", f"+metrics.own={node}")
+    if expected:
+        assert expected in refused(*overrides)
+    else:
+        assert validate(composed(*overrides)).metrics.own.level in ("image", "pixel")
+
+
+def test_a_metric_has_a_name_of_its_own() -> None:
+    node = "{_target_:torchmetrics.MeanMetric,level:image}"
+    assert "metrics.pixel_AP has the name of" in refused("train", f"+metrics.pixel_AP={node}")
+
+
+TRAINING = ["+exp=sdp_plus_visa"]
+OWN_METRIC = "+metrics.own={_target_:torchmetrics.MeanMetric,level:image}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.max_epochs=0"], "trainer.max_epochs must be 1 or more, but got 0"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs must be 1 or more, but got None"),
+        (["optimizer=null"], "optimizer is null"),
+        (["select=own", "val_categories=[screw]"], "select must be last or one of image_AUROC"),
+        (["select=pixel_AP"], "select=pixel_AP needs val_categories"),
+        (["train_data.image_size=160"], "test_data.image_size (null) and train_data.image_size (160) must agree"),
+        (["test_data.image_size=80", "train_data.image_size=160"], "(80) and train_data.image_size (160)"),
+        (["test_data.shard=1/2"], "test_data.shard is for src.eval"),
+    ],
+)
+def test_what_training_needs(overrides: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_training(validate(composed("train", *TRAINING, *overrides)))
+    assert expected in str(error.value)
+
+
+def test_an_epoch_may_be_selected_by_a_metric_of_ones_own() -> None:
+    check_training(validate(composed("train", *TRAINING, OWN_METRIC, "select=own", "val_categories=[screw]")))
+
+
+def test_a_callback_that_watches_held_out_categories_needs_some() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["paths.output_dir=/x", "~logger.csv", *TRAINING, "callbacks=early_stopping"])
+    with pytest.raises(UserError, match=r"callbacks\.early_stopping watches val/last"):
+        check_training(validate(config))
+
+
+def test_what_leaves_nothing_to_do() -> None:
+    for command in ("train", "eval"):
+        assert "test=false leaves nothing to do" in refused(command, "+exp=sdp_mvtec", "test=false")
+    assert "test=false" in refused("eval", *TRAINING, "test=false")
+    assert validate(composed("train", *TRAINING, "test=false"), "train").test is False
+    assert validate(composed("predict", "test_data.root=/x", "test=false"), "predict")
+    assert "limit_test_batches=0" in refused("eval", "+trainer.limit_test_batches=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("+model.smooting_sigma=3 model=sdp_plus", "did you mean 'model.smoothing_sigma'?"),
+        ("+test_data.batchsize=3 data@test_data=folder test_data.root=x", "did you mean 'test_data.batch_size'?"),
+        ("+exps=x", "did you mean '+exp'?"),
+    ],
+)
+def test_the_arguments_of_bases_are_known(overrides: str, expected: str) -> None:
+    assert expected in refused("train", *overrides.split())
+
+
+@pytest.mark.parametrize("value", ['"${prompts.%s}${.%s}"', "{x: '${prompts.%s}', y: '${..%s}'}"])
+def test_interpolations_that_multiply_are_refused_at_once(value: str, tmp_path: Path) -> None:
+    lines = [f"  a{n}: {value % (f'a{n + 1}', f'a{n + 1}')}" for n in range(40)]
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "bomb.yaml").write_text("\n".join(["# @package _global_", "prompts:", *lines, "  a40: x"]))
+    message = refused("train", f"hydra.searchpath=[file://{tmp_path}]", "+exp=bomb")
+    assert "made of more than 10000 interpolations" in message
+    assert "prompts.a" in message
+
+
 def test_a_misspelt_key_in_an_experiments_file(tmp_path: Path) -> None:
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "own.yaml").write_text("# @package _global_\nmodel:\n  feature_layer: [3]\n")
-    with pytest.raises(UserError, match="did you mean 'feature_layers'"):
+    with pytest.raises(UserError, match=r"did you mean 'model\.feature_layers'"):
         validate(composed("train", f"hydra.searchpath=[file://{tmp_path}]", "+exp=own"))
 
 

@@ -38,14 +38,12 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
     [
         (["test_data.root=/nowhere"], ["/nowhere", "ground_truth"]),
         (["test_data.categories=[bottel]"], ["bottel", "candle", "pcb1"]),
-        (["+exp=sdp_cifar"], ["sdp_cifar", "sdp_visa"]),
-        (["model=sdpp"], ["sdpp", "sdp_plus"]),
         (["model.x=3"], ["model.x"]),
         (["+model.x=3"], ["model.x", "feature_layers"]),
         (["model.feature_layers=[3,13]"], ["1 to 12", "13"]),
         (["model.feature_layers=[6,3]"], ["[6, 3]"]),
-        (["model.feature_layers=3"], ["list of block numbers", "3"]),
-        (["model.feature_layers=[3.5]"], ["list of block numbers", "3.5"]),
+        (["model.feature_layers=3"], ["model.feature_layers must be a list of whole numbers or null", "3"]),
+        (["model.feature_layers=[3.5]"], ["model.feature_layers must be a list of whole numbers or null", "3.5"]),
         (["model.smoothing_sigma=wide"], ["smoothing_sigma", "wide"]),
         (["model.representative=dbscan", "model.dbscan.default.eps=0"], ["eps above 0"]),
         (["backbone.name=hf-hub:me/tiny"], ["hf-hub:me/tiny"]),
@@ -85,6 +83,87 @@ def test_evaluation(cli: Cli, options: list[str], overrides: list[str], expected
     assert not (cli.folder / "run" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.smoting_sigma=3", "model.smoting_sigma'; did you mean 'model.smoothing_sigma'?"),
+        ("test_data.bath_size=4", "test_data.bath_size'; did you mean 'test_data.batch_size'?"),
+        ("model.dbscan.vsa.eps=1", "model.dbscan.vsa'; did you mean 'model.dbscan.visa'?"),
+        ("tset_data.root=x", "tset_data'; did you mean 'test_data'?"),
+        ("backbon=x", "backbon'; did you mean 'backbone'?"),
+        ("backbone.nme=x", "backbone.nme'; did you mean 'backbone.name'?"),
+        ("hydra.sweepr=x", "hydra.sweepr'; did you mean 'hydra.sweeper'?"),
+    ],
+)
+def test_a_misspelt_key(cli: Cli, override: str, line: str) -> None:
+    assert cli.error("train", override) == f"unknown configuration key '{line}"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model=sdpp", "'model' has no 'sdpp'; did you mean 'sdp'? known: sdp, sdp_plus"),
+        ("logger=[csv,wandd]", "'logger' has no 'wandd'; did you mean 'wandb'? known: csv, tensorboard, wandb"),
+        ("+sweep=xyz", "'sweep' has no 'xyz'; known: grid, optuna, seeds"),
+    ],
+)
+def test_an_option_that_its_group_does_not_have(cli: Cli, override: str, line: str) -> None:
+    assert cli.error("train", override) == f"the config group {line}"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("+exp=sdp_cifar", ["'exp' has no 'sdp_cifar'", "did you mean 'sdp_visa'?", "known: sdp_demo, sdp_mvtec"]),
+        ("data@test_data=viza", ["'data' has no 'viza'", "did you mean 'visa'?", "known: ", "mvtec"]),
+        ("dta@test_data=visa", ["config group 'dta' does not exist; did you mean 'data'?"]),
+        ("data=visa", ["override one of data@test_data, data@train_data?"]),
+        ("exp=sdp_visa", ["needs a plus: +exp=sdp_visa"]),
+        ("+model.smoothing_sigma=3", ["is there already", "without the plus: model.smoothing_sigma=VALUE"]),
+        ("train_data.batch_size=2", ["there is no train_data yet; choose one by data@train_data=NAME"]),
+        ("metrics.x=3", ["choose one by metrics=NAME, or add one with a plus: +metrics.x=3"]),
+        ("trainer.max_steps=2", ["argument of lightning.Trainer needs a plus: +trainer.max_steps=2"]),
+        ("trainer.fast_dev_run=2", ["known: accelerator, devices", "needs a plus: +trainer.fast_dev_run=2"]),
+        ("callbacks.mine=3", ["unknown configuration key 'callbacks.mine'", "needs a plus: +callbacks.mine=3"]),
+        ("model.feature_layers=[1,2", ["can't read the option 'model.feature_layers=[1,2'", "quotes"]),
+        ("seed", ["can't read the option 'seed' (missing EQUAL", "write KEY=VALUE"]),
+    ],
+)
+def test_what_can_not_be_composed(cli: Cli, override: str, parts: list[str]) -> None:
+    message = cli.error("train", override)
+    for part in parts:
+        assert part in message
+
+
+def test_a_plus_is_not_proposed_where_it_would_not_help(cli: Cli) -> None:
+    for override in ("model.xyz=3", "test_data.xyz=3", "xyz=3", "paths.xyz=3", "hydra.sweeper.xyz=3"):
+        assert f"+{override}" not in cli.error("train", override)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        ("model:\n  feature_layers: [1\nseed: 2\n", 4, "expected ',' or ']'"),
+        ("model: 3\n\tseed: 2\n", 3, "found character '\\t'"),
+        ("model: {smoothing_sigma: 1, smoothing_sigma: 2}\n", 2, "duplicate key smoothing_sigma"),
+    ],
+)
+def test_a_broken_yaml(cli: Cli, tmp_path: Path, content: str, line: int, reason: str) -> None:
+    (tmp_path / "exp").mkdir()
+    broken = tmp_path / "exp" / "broken.yaml"
+    broken.write_text(f"# @package _global_\n{content}")
+    message = cli.error("eval", f"hydra.searchpath=[file://{tmp_path}]", "+exp=broken")
+    assert message.startswith(f"{broken}, line {line}: ")
+    assert reason in message
+
+
+def test_a_choice_that_is_wrong_in_a_file_names_the_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "own.yaml").write_text("# @package _global_\ndefaults: [/data@own: viza]\n")
+    message = cli.error("eval", f"hydra.searchpath=[file://{tmp_path}]", "+exp=own")
+    assert message.startswith("exp/own.yaml: the config group 'data' has no 'viza'; did you mean 'visa'?")
+
+
 TRAINING = ["model=sdp_plus", "data@train_data=mvtec", "allow_leakage=true", "train_data.num_workers=0"]
 
 
@@ -101,7 +180,7 @@ TRAINING = ["model=sdp_plus", "data@train_data=mvtec", "allow_leakage=true", "tr
         ([*TRAINING, "trainer.max_epochs=many"], ["max_epochs", "many"]),
         ([*TRAINING, "optimizer=null"], ["optimizer"]),
         ([*TRAINING, "model.dice_weight=-1"], ["model.dice_weight=-1", "0 or more"]),
-        ([*TRAINING, "model.focal_weight=much"], ["model.focal_weight=much"]),
+        ([*TRAINING, "model.focal_weight=much"], ["model.focal_weight must be a number", "much"]),
         ([*TRAINING, "model.focal_weight=0", "model.dice_weight=0"], ["not all 0"]),
         ([*TRAINING, "optimizer.lr=high"], ["optimizer"]),
         ([*TRAINING, "optimizer._target_=torch.optim.Adamm"], ["torch.optim.Adamm"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -28,7 +29,8 @@ def print_table(result: BenchmarkResult, title: str) -> None:
             table.add_section()
         table.add_row(str(category), *(_cell(str(name), value) for name, value in zip(names, values, strict=True)))
     print(title)
-    Console(markup=False).print(table)
+    # A file has no width; rich would cut the columns at 80 characters.
+    Console(markup=False, width=None if sys.stdout.isatty() else 1000).print(table)
     print(_notes(result), flush=True)
 
 

@@ -242,7 +242,8 @@ def _own_metrics(config: DictConfig) -> dict[str, OwnMetric]:
     metrics = {}
     for name, node in (config.metrics or {}).items():
         options = OmegaConf.masked_copy(node, [key for key in node if key != "level"])
-        metrics[str(name)] = OwnMetric(node.level, partial(instantiate, options))
+        with told_of(f"metrics.{name}"):
+            metrics[str(name)] = OwnMetric(node.level, partial(instantiate, options))
     return metrics
 
 

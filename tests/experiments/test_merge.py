@@ -130,6 +130,8 @@ def test_what_is_no_part_is_refused(cli: Cli, demo: list[str], parts: list[Path]
     with pytest.raises(UserError, match="no run"):
         merge([tmp_path], tmp_path / "merged")
     assert "at most 20 parts" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=1/21")
+    own = ["+metrics.MSE._target_=torchmetrics.MeanSquaredError", "+metrics.MSE.level=pixel"]
+    assert "can't be joined from parts" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=1/2", *own)
     assert "i/n" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=8/7")
     message = cli.error("train", "+exp=sdp_plus_demo", *demo, "test_data.shard=1/2")
     assert "src.eval" in message

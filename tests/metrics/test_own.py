@@ -155,14 +155,26 @@ def test_torchmetrics_own_classes_work():
 
 
 def test_finish_and_reset_let_go_of_what_a_metric_holds():
-    expected = fill(SHOWN, list(range(17))).compute()
-    metrics = fill(SHOWN, list(range(17)))
-    held = weakref.ref(metrics._own_pixel_metrics["screw"]["spread"])
+    made: list[weakref.ref[Spread]] = []
+
+    def make() -> Spread:
+        metric = Spread(scale=3.0)
+        made.append(weakref.ref(metric))
+        return metric
+
+    def holding() -> int:
+        gc.collect()
+        return sum(bool(metric.preds) for metric in (reference() for reference in made) if metric is not None)
+
+    scenario = SHOWN._replace(own={"spread": OwnMetric("pixel", make)})
+    expected, metrics = fill(SHOWN, list(range(17))).compute(), fill(scenario, list(range(17)))
+    assert holding() == 3
     metrics.finish("screw")
-    gc.collect()
-    assert held() is None
-    assert metrics.compute() == metrics.compute() == expected
+    assert holding() == 2
+    result = metrics.compute()
+    assert result == metrics.compute()
+    assert result["mean"]["spread"] == expected["mean"]["spread"]
     metrics.reset()
+    assert holding() == 0
     metrics.update(**{**first(7), "category": ["bottle"] * 7})
-    result = fill(SHOWN, list(range(7))).compute()["categories"]["screw"]
-    assert metrics.compute()["categories"] == {"bottle": result}
+    assert metrics.compute()["categories"]["bottle"]["spread"] == expected["categories"]["screw"]["spread"]

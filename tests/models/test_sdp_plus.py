@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -12,7 +14,7 @@ from src.clip.backbone import Backbone, find_backbone
 from src.models.method import Scores, Targets
 from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
-from tests.small_clip import PROMPTS, random_images, random_text
+from tests.small_clip import PROMPTS, build_backbone, random_images, random_text
 
 LAYERS = [3, 6, 9, 12]
 PROJECTIONS = [f"projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
@@ -21,6 +23,16 @@ PROJECTIONS = [f"projections.fc.{i}.{kind}" for i in range(4) for kind in ("weig
 def build(model: type[SDP], backbone: Backbone, sigma: float = 1.5) -> SDP:
     torch.manual_seed(0)
     return model(backbone, PROMPTS, feature_layers=LAYERS, smoothing_sigma=sigma, representative="mean")
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(4, [1, 2, 3, 4]), (12, [3, 6, 9, 12]), (24, [6, 12, 18, 24])])
+def test_levels_are_read_by_depth_unless_told_otherwise(depth: int, layers: list[int], tmp_path: Path) -> None:
+    """24 blocks are those of ViT-L-14-336, 4 those of the demo's CLIP."""
+    backbone, images, text = build_backbone(tmp_path, layers=depth), random_images(2), random_text(2)
+    expected = SDP(backbone, PROMPTS, feature_layers=layers)(images, text)
+    assert torch.equal(SDP(backbone, PROMPTS)(images, text).anomaly_map, expected.anomaly_map)
+    other = SDP(backbone, PROMPTS, feature_layers=[depth])(images, text)
+    assert not torch.equal(other.anomaly_map, expected.anomaly_map)
 
 
 def targets() -> Targets:

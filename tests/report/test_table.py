@@ -86,6 +86,13 @@ def test_own_metrics_follow_as_they_are(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
+def test_no_column_is_cut_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"metric_of_my_own_{number}" for number in range(20)]
+    values = dict.fromkeys(names, 0.123456)
+    lines = printed({"mean": values, "categories": {"bottle": values}}, capsys)
+    assert any(all(name in line for name in names) for line in lines[:-1])
+
+
 def test_notes_name_the_categories_of_which_a_histogram_took_over(capsys: pytest.CaptureFixture[str]) -> None:
     categories = {"a": {"pixel_AP": 0.5, "pixel_AP_error": 0.001}, "b": {"pixel_AP": 0.5}}
     print_table({"mean": {"pixel_AP": 0.5}, "categories": categories}, "title")
