@@ -4,11 +4,8 @@ The orientation tag of EXIF is deliberately not applied: the reference implement
 the pixels as they are stored.
 """
 
-import io
-import re
 import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,10 +53,10 @@ def open_image(path: Path, bits: int | None = None, warn: Callable[[str], None] 
     >>> image.mode, image.size
     ('L', (30, 20))
     """
-    values = _read(path)
-    if values.dtype != np.uint8:
-        values = _to_8_bits(values, path, bits, warn)
-    return Image.fromarray(values)
+    image = _decode(path)
+    if isinstance(image, Image.Image):
+        return image
+    return Image.fromarray(_to_8_bits(image, path, bits, warn))
 
 
 def load_image(path: Path, bits: int | None = None, warn: Callable[[str], None] = warnings.warn) -> UInt8Array:
@@ -90,7 +87,7 @@ def load_mask(path: Path) -> UInt8Array:
     ...     print(load_mask(Path(folder, "mask.png")))
     [[0 1 1 1]]
     """
-    values = _read(path)  # (H, W) or (H, W, 3)
+    values = np.asarray(_decode(path))  # (H, W) or (H, W, 3)
     if values.ndim == 3:
         # By channel and not as luminance, which rounds the darkest blue to 0.
         values = values[..., 0] | values[..., 1] | values[..., 2]  # (H, W)
@@ -119,22 +116,23 @@ def _to_8_bits(values: npt.NDArray[Any], path: Path, bits: int | None, warn: Cal
     return scaled
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
-    """Pixels as stored: (H, W) of a greyscale file, else (H, W, 3) RGB; uint8 if they have at most 8 bits."""
+def _decode(path: Path) -> Image.Image | npt.NDArray[Any]:
+    """Read all of a file: ``L`` of a greyscale one, ``RGB`` of others; an array, as stored, of more than 8 bits.
+
+    Nothing is converted that need not be. OpenCV decodes faster, and loses it again on the way into a Pillow image.
+    """
     try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image, warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             # Pillow advises RGBA for a palette with transparency; alpha is dropped here anyway.
             warnings.filterwarnings("ignore", message="Palette images with Transparency")
-            values = _decode_fast(image, data)
-            if values is not None:
-                return values
-            if image.mode in ("L", "F") or image.mode.startswith("I"):
-                return np.asarray(image)
-            has_deep_colours = ";16" in _stored_as(image)
-            colours = np.asarray(image.convert("RGB"))  # here it shows whether the file is whole
+            image = Image.open(file)
+            has_deep_colours = any(";16" in str(tile[3]) for tile in image.tile)
+            image.load()  # here it shows whether the file is whole
+            if image.mode.startswith("I") or image.mode == "F":
+                return np.asarray(image)  # (H, W)
+            colours: Image.Image = image if image.mode in ("L", "RGB") else image.convert("RGB")
             if has_deep_colours and image.mode in ("RGB", "RGBA", "LA"):
-                return _deep_colours(data, colours)
+                return _deep_colours(path, colours)
             return colours
     except UNREADABLE as error:
         raise UserError(
@@ -142,63 +140,10 @@ def _read(path: Path) -> npt.NDArray[Any]:
         ) from error
 
 
-def _decode_fast(image: Image.Image, data: bytes) -> UInt8Array | None:
-    """Decode by OpenCV, which takes two thirds of Pillow's time, where both give the same bits; else None.
-
-    That is so for JPEG, and for PNG of 8 bits, of one or three channels. OpenCV says nothing of a damaged file, so
-    those are left to Pillow, too.
-
-    Args:
-        image: the file as Pillow has opened it; nothing but its header has been read.
-        data: all of the file.
-    """
-    if image.mode not in ("L", "RGB"):
-        return None
-    if image.format == "PNG":
-        is_plain = _stored_as(image) == image.mode and not image.info.keys() & {"interlace", "transparency"}
-        if not is_plain or getattr(image, "is_animated", False) or not _is_whole_png(data):
-            return None
-    elif image.format != "JPEG" or not _is_whole_jpeg(data):
-        return None
-    flags = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR
-    try:
-        values: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # such as more pixels than it takes
-        return None
-    if values is not None and values.ndim == 3:
-        cv2.cvtColor(values, cv2.COLOR_BGR2RGB, dst=values)
-    return values  # type: ignore[no-any-return]
-
-
-def _stored_as(image: Image.Image) -> str:
-    """Pillow's name for how a file stores its pixels, such as ``RGB;16B`` where the mode is ``RGB``."""
-    return " ".join(str(tile[3]) for tile in image.tile)  # type: ignore[attr-defined]
-
-
-def _is_whole_png(data: bytes) -> bool:
-    """Whether all chunks are there and have the check sums that they name."""
-    content, start = memoryview(data), 8  # behind the signature
-    while start + 12 <= len(data):  # length, kind, content, check sum
-        length, kind = struct.unpack_from(">I4s", data, start)
-        end = start + 12 + length
-        if zlib.crc32(content[start + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            return False
-        if kind == b"IEND":
-            return True
-        start = end
-    return False
-
-
-def _is_whole_jpeg(data: bytes) -> bool:
-    """Whether nothing but pixels is between the last scan's start and the end marker, which the file ends with."""
-    marker = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]").search(data, data.rfind(b"\xff\xda") + 2)
-    return marker is not None and marker[0] == b"\xff\xd9" and marker.end() == len(data)
-
-
-def _deep_colours(data: bytes, colours: UInt8Array) -> npt.NDArray[Any]:
+def _deep_colours(path: Path, colours: Image.Image) -> Image.Image | npt.NDArray[Any]:
     """(H, W, 3) uint16 RGB of colours of 16 bits, of which Pillow gives the upper 8; these, if OpenCV can't read it."""
-    values: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # BGR, and alpha
-    if values is None or values.ndim != 3 or not np.array_equal(values[..., 2::-1] >> 8, colours):
+    values: Any = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # BGR, and alpha
+    if values is None or values.ndim != 3 or not np.array_equal(values[..., 2::-1] >> 8, np.asarray(colours)):
         return colours
     deep: npt.NDArray[Any] = values[..., 2::-1]
     return deep

@@ -179,7 +179,10 @@ TRAINING = ["model=sdp_plus", "data@train_data=mvtec", "allow_leakage=true", "tr
         ([*TRAINING, "trainer.max_epochs=0"], ["max_epochs", "0"]),
         ([*TRAINING, "trainer.max_epochs=many"], ["max_epochs", "many"]),
         ([*TRAINING, "optimizer=null"], ["optimizer"]),
-        ([*TRAINING, "model.dice_weight=-1"], ["model.dice_weight=-1", "0 or more"]),
+        (
+            [*TRAINING, "model.dice_weight=-1"],
+            ["model.focal_weight and dice_weight must be 0", "dice_weight=-1"],
+        ),
         ([*TRAINING, "model.focal_weight=much"], ["model.focal_weight must be a number", "much"]),
         ([*TRAINING, "model.focal_weight=0", "model.dice_weight=0"], ["not all 0"]),
         ([*TRAINING, "optimizer.lr=high"], ["optimizer"]),

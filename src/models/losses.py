@@ -77,4 +77,4 @@ def check_loss_weights(**weights: float) -> None:
     numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
     if not numbers or not any(weights.values()):
         given = ", ".join(f"{name}={value}" for name, value in weights.items())
-        raise ValueError(f"the weights of the losses must be 0 or more, and not all 0, but got {given}")
+        raise ValueError(f"{' and '.join(weights)} must be 0 or more, and not all 0, but got {given}")

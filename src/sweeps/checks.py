@@ -55,6 +55,10 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self._lock = ExitStack()
 
+    def __reduce__(self) -> tuple[type[SweepCallback], tuple[()]]:
+        """What a launcher sends to its workers, where nothing is locked."""
+        return SweepCallback, ()
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep that can't be right, and write down which one it is.
 

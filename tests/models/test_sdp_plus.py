@@ -153,7 +153,7 @@ def test_settings_out_of_range_are_refused(tiny: Backbone) -> None:
     for sigma in (float("inf"), float("nan"), "8"):
         with pytest.raises(ValueError, match=rf"smoothing_sigma must be 0 or more pixels, but got {sigma}"):
             build(SDP, tiny, sigma=sigma)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"weights of the losses must be 0 or more, .*dice_weight=-1"):
+    with pytest.raises(ValueError, match=r"^focal_weight and dice_weight must be 0 or more, .*dice_weight=-1"):
         SDPPlus(tiny, PROMPTS, dice_weight=-1)
     with pytest.raises(ValueError, match=r"representative must be one of mean, .*'median'"):
         SDP(tiny, PROMPTS, representative="median")
