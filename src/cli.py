@@ -48,12 +48,12 @@ def run_command(name: str, command: Command) -> None:
     os.environ[_FULL_ERROR] = "1"  # otherwise Hydra prints errors in its own way and ends the process
     HydraConfig.instance().cfg = None
     errors: list[Exception] = []
-    started: list[bool] = []
+    folders: list[Path] = []  # of what was started
     signals = Signals()
 
     def task(config: DictConfig) -> float | None:
         """Run, or try a trial. Of errors Hydra would tell in lines of its own, and end a sweep: they stay here."""
-        started.append(True)
+        folders.append(Path(HydraConfig.get().runtime.output_dir))
         end_with_parent()  # a launcher may have started this process, with the task alone
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -71,12 +71,12 @@ def run_command(name: str, command: Command) -> None:
         errors = [refused.reason]
     except BaseException as error:
         if signals.received is not None:  # whatever the clean-up made of it
-            _tell_stop(signals.received)
+            _tell_stop(signals.received, folders)
             sys.exit(128 + signals.received)
         if not isinstance(error, Exception):
             raise
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
-        errors = errors or [error if started or one_line(error) else UserError(reason_of(error))]
+        errors = errors or [error if folders or one_line(error) else UserError(reason_of(error))]
     finally:
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
     has_failed_trials = _tell_trials(errors)
@@ -135,7 +135,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         return 1
 
 
-def _tell_stop(number: int) -> None:
+def _tell_stop(number: int, folders: list[Path]) -> None:
     """Say in one line what a signal has stopped, and how to go on."""
     if not speaks():
         return
@@ -143,11 +143,10 @@ def _tell_stop(number: int) -> None:
     cut = [str(trial.number) for trial in _trials() if trial.status == "running"]
     if cut:
         line += f" in trial {' and '.join(cut)}; later trials were not started"
-    if HydraConfig.initialized():
-        hydra_config = HydraConfig.get()
-        is_sweep = hydra_config.mode == RunMode.MULTIRUN
-        folder = hydra_config.sweep.dir if is_sweep else hydra_config.runtime.output_dir
-        line += f"; the same command with paths.output_dir={folder} goes on from there"
+    if HydraConfig.initialized():  # of a sweep, whose trials have all left it
+        folders = [Path(HydraConfig.get().sweep.dir)]
+    if folders:
+        line += f"; the same command with paths.output_dir={folders[0]} goes on from there"
     print(line, file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ _USELESS_WARNINGS = (
     r"Total length of `list` across ranks is zero",  # no validation, as the paper trains
     r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged is the same in all processes already
     r"Checkpoint directory .* exists and is not empty",  # a resumed run's
+    r"The '.*_dataloader' does not have many workers",  # null follows the cores, and a number is the user's choice
     r"The number of training batches .* is smaller than the logging interval",  # the epoch's mean is logged anyway
 )
 

@@ -18,6 +18,7 @@ def evaluate(config: DictConfig) -> None:
     folder = build.open_folder(config)
     clip = build.find_backbone(config)
     test_data = build.build_data(config.test_data, clip)
+    clip = build.find_weights(config, clip)
     method = build.build_method(config, clip)
     origin = build.load_weights(config, method, clip)
     protocol = build.build_protocol(config, method, origin, test_data)

@@ -22,6 +22,7 @@ def train(config: DictConfig) -> float | None:
     clip = build.find_backbone(config)
     test_data = build.build_data(config.test_data, clip)
     train_data = build.build_train_data(config, clip)
+    clip = build.find_weights(config, clip)
     method = build.build_method(config, clip)
     if not method.trainable_parameters():
         train_data = None  # such as SDP

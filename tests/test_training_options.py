@@ -147,7 +147,13 @@ def test_the_default_callbacks_stay_beside_the_optional_ones(cli: Cli, train: li
     callbacks = "callbacks=[default,early_stopping,learning_rate]"
     bar = [option for option in train if "progress" not in option]
     run = cli.ok("train", *bar, callbacks, *HELD_OUT, "optimizer.lr=3e-3", "trainer.max_epochs=2", "test=false")
-    assert set(run.provenance["config"]["callbacks"]) == {"progress", "early_stopping", "learning_rate"}
+    assert set(run.provenance["config"]["callbacks"]) == {
+        "progress",
+        "table",
+        "maps",
+        "early_stopping",
+        "learning_rate",
+    }
     assert "Epoch 1/1" in run.out  # the progress bar's
     assert logged(run, "lr-Adam") == pytest.approx([3e-3, 3e-3])
 

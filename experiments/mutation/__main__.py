@@ -91,7 +91,7 @@ def _span(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
 def tests_of(path: Path) -> list[str]:
     """The files that test a source file: the one of its name first, those that start processes last."""
     folder = next(Path(tests) for sources, tests in TESTS.items() if path.is_relative_to(sources))
-    files = sorted(folder.glob("test_*.py"), key=lambda file: (path.stem not in file.stem, "distributed" in file.stem))
+    files = sorted(folder.glob("test_*.py"), key=lambda file: (path.stem not in file.stem, "exchange" in file.stem))
     return [str(file) for file in files]
 
 

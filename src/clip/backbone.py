@@ -59,7 +59,12 @@ def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
 
 
 def find_backbone(
-    name: str, pretrained: str | None, config: str | None = None, image_size: int | None = None
+    name: str,
+    pretrained: str | None,
+    config: str | None = None,
+    image_size: int | None = None,
+    *,
+    downloads: bool = True,
 ) -> BackboneSource:
     """Look a backbone up: its architecture first, since that is cheap, then its weights' file (downloaded if need be).
 
@@ -69,6 +74,7 @@ def find_backbone(
         config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`). Of both files,
             `package:a/b` is a/b below the folder that holds this project's packages.
         image_size: side of the input in pixels; None is the architecture's own.
+        downloads: whether to fetch a file that is not here; if not, it is left out.
 
     Raises:
         UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
@@ -91,7 +97,7 @@ def find_backbone(
         pretrained,
         tag_config=open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None,
         known_tags=open_clip.list_pretrained_tags_by_model(name),
-        download=open_clip.download_pretrained,
+        download=open_clip.download_pretrained if downloads else None,
     )
     return BackboneSource(architecture, model_config, config is not None, weights)
 

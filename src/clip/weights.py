@@ -54,7 +54,7 @@ def locate_weights(
     pretrained: str | None,
     tag_config: TagConfig | None,
     known_tags: Sequence[str],
-    download: Callable[[TagConfig], str],
+    download: Callable[[TagConfig], str] | None,
 ) -> Weights:
     """Find the weights' file, and download it if it is a tag's and not here yet.
 
@@ -63,7 +63,8 @@ def locate_weights(
         pretrained: a file, a tag, or None for random weights.
         tag_config: what open_clip knows about the tag; None or empty if `pretrained` is none of its tags.
         known_tags: the tags open_clip has for this model, for messages.
-        download: open_clip's own download; called only when there seems to be a network.
+        download: open_clip's own download, called only when there seems to be a network; None leaves a file that is
+            not here where it is.
 
     Raises:
         UserError: neither a file nor a tag; or the tag's file is not here and can't be downloaded.
@@ -78,7 +79,9 @@ def locate_weights(
             f"backbone.pretrained must be a weights file or a tag of {name}, but got '{pretrained}', which is no file "
             f"here; tags: {', '.join(known_tags) or 'none'}"
         )
-    found = _in_cache(tag_config) or _download(name, pretrained, tag_config, download)
+    found = _in_cache(tag_config)
+    if found is None and download is not None:
+        found = _download(name, pretrained, tag_config, download)
     return Weights(
         path=found,
         tag=pretrained,

@@ -44,6 +44,7 @@ __all__ = [
     "check_test",
     "describe",
     "find_backbone",
+    "find_weights",
     "load_weights",
     "open_folder",
     "origin_of",
@@ -60,13 +61,23 @@ def open_folder(config: DictConfig) -> RunFolder:
 
 
 def find_backbone(config: DictConfig) -> BackboneSource:
-    """Look the CLIP up: its architecture, how it wants its images, and its weights' file. Nothing is loaded.
+    """Look the CLIP up: its architecture, and how it wants its images. Nothing is loaded or downloaded.
 
     Raises:
-        UserError: there is none of that name, or its weights can't be had.
+        UserError: there is none of that name.
     """
     wanted = config.backbone
-    return look_up(wanted.name, wanted.pretrained, wanted.config, config.test_data.get("image_size"))
+    return look_up(wanted.name, wanted.pretrained, wanted.config, config.test_data.get("image_size"), downloads=False)
+
+
+def find_weights(config: DictConfig, clip: BackboneSource) -> BackboneSource:
+    """The same CLIP with its weights' file, which is downloaded if it is not here.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    wanted = config.backbone
+    return look_up(wanted.name, wanted.pretrained, wanted.config, clip.architecture.image_size)
 
 
 def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
@@ -206,6 +217,8 @@ def check_test(config: DictConfig, protocol: Protocol, test_data: AnomalyDataMod
     """
     if not (test_data.has_labels or test_data.has_masks):
         raise UserError(f"{test_data.title} has neither labels nor masks, so there is nothing to test; use src.predict")
+    if not (config.test or protocol.trainable):
+        raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
     if not config.allow_leakage:
         protocol.refuse_leakage()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +16,21 @@ from hypothesis import strategies as st
 from datamodules.errors import UserError
 from src.callbacks.maps import MapWriter, map_names
 from src.models.method import Scores
-from tests.callbacks.helpers import Stage, batch_of, give
+from tests.callbacks.helpers import NOBODY, Stage, batch_of, give
 
 
 def scores(*levels: float, dtype: torch.dtype = torch.float32) -> Scores:
     """A map of 3 x 5 for each level, with a gradient on top."""
     maps = torch.tensor(levels)[:, None, None] + torch.arange(15.0).view(1, 3, 5) / 64
-    return Scores(maps.to(dtype), torch.zeros(len(levels)), maps.amax(dim=(1, 2)))
+    return Scores(maps.to(dtype), {}, maps.amax(dim=(1, 2)))
+
+
+def writer_of(folder: Path, images: Sequence[tuple[str, str]]) -> MapWriter:
+    """A writer in a run to this folder, over data with these images."""
+    writer, data = MapWriter(), SimpleNamespace(image_names=images)
+    trainer: Any = SimpleNamespace(default_root_dir=str(folder), datamodule=data)
+    writer.on_test_start(trainer, NOBODY)
+    return writer
 
 
 def files(folder: Path) -> dict[str, np.ndarray]:
@@ -30,7 +41,7 @@ def files(folder: Path) -> dict[str, np.ndarray]:
 def test_each_image_has_its_map_by_category_folder_and_stem(stage: Stage, tmp_path: Path) -> None:
     paths = ["bottle/test/broken_large/000.png", "bottle/test/good/000.png", "bottle/test/good/001.v2.JPG"]
     images = [*(("bottle", path) for path in paths), ("capsules", "capsules/Data/Images/Anomaly/000.JPG")]
-    writer, given = MapWriter(tmp_path, images), scores(1, 2, 3)
+    writer, given = writer_of(tmp_path, images), scores(1, 2, 3)
     give(writer, stage, given, batch_of("bottle", paths))
     give(writer, stage, scores(4), batch_of("capsules", ["capsules/Data/Images/Anomaly/000.JPG"]))
     written = files(tmp_path)
@@ -48,7 +59,7 @@ def test_each_image_has_its_map_by_category_folder_and_stem(stage: Stage, tmp_pa
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_maps_are_float32_whatever_the_model_gives(dtype: torch.dtype, tmp_path: Path) -> None:
-    writer = MapWriter(tmp_path, [("bottle", "x/000.png")])
+    writer = writer_of(tmp_path, [("bottle", "x/000.png")])
     give(writer, "test", scores(1, dtype=dtype), batch_of("bottle", ["x/000.png"]))
     (own,) = files(tmp_path).values()
     assert own.dtype == np.float32
@@ -64,7 +75,7 @@ def test_maps_are_float32_whatever_the_model_gives(dtype: torch.dtype, tmp_path:
     ids=["folders of one name", "two suffixes"],
 )
 def test_images_that_ask_for_one_name_are_both_kept(paths: list[str], second: str, tmp_path: Path) -> None:
-    writer = MapWriter(tmp_path, [("photos", path) for path in paths])
+    writer = writer_of(tmp_path, [("photos", path) for path in paths])
     # In any order: with several processes the second may be written first.
     for path, level in zip(reversed(paths), (2, 1), strict=True):
         give(writer, "predict", scores(level), batch_of("photos", [path]))
@@ -75,7 +86,7 @@ def test_images_that_ask_for_one_name_are_both_kept(paths: list[str], second: st
 
 
 def test_an_image_beside_the_root_has_no_folder(tmp_path: Path) -> None:
-    give(MapWriter(tmp_path, [("photos", "a.png")]), "predict", scores(1), batch_of("photos", ["a.png"]))
+    give(writer_of(tmp_path, [("photos", "a.png")]), "predict", scores(1), batch_of("photos", ["a.png"]))
     assert list(files(tmp_path)) == ["maps/photos/a.npy"]
 
 
@@ -89,7 +100,7 @@ def test_an_image_beside_the_root_has_no_folder(tmp_path: Path) -> None:
     ids=["three names", "file, then folder", "folder, then file"],
 )
 def test_each_image_has_a_map_of_its_own_whatever_the_names(paths: list[str], tmp_path: Path) -> None:
-    writer = MapWriter(tmp_path, [("photos", path) for path in paths])
+    writer = writer_of(tmp_path, [("photos", path) for path in paths])
     for level, path in enumerate(paths):
         give(writer, "predict", scores(level), batch_of("photos", [path]))
     assert sorted(own[0, 0] for own in files(tmp_path).values()) == list(range(len(paths)))
@@ -106,7 +117,7 @@ def test_names_that_a_disk_may_take_for_one_are_apart(second: str, tmp_path: Pat
 @pytest.mark.parametrize(("category", "path"), [("../../x", "a.png"), ("/tmp/x", "a.png"), ("x", "../a.png")])
 def test_no_map_is_written_outside(category: str, path: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"path below maps, without '\.\.', but got"):
-        MapWriter(tmp_path / "run", [(category, path)])
+        writer_of(tmp_path / "run", [(category, path)])
 
 
 @settings(max_examples=200, deadline=None)

@@ -150,7 +150,7 @@ def test_feature_layers_out_of_range(layers: list[int]) -> None:
 
 @pytest.mark.parametrize("layers", [3, "3", None, [3.0, 6.0], ["3"]])
 def test_feature_layers_are_a_list_of_numbers(layers: Any) -> None:
-    with pytest.raises(UserError, match=r"must be a list of block numbers from 1 to 12 for ViT-B-32, but got"):
+    with pytest.raises(ValueError, match=r"must be a list of block numbers from 1 to 12 for ViT-B-32, but got"):
         check_feature_layers(layers, read("ViT-B-32"))
 
 

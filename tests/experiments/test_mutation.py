@@ -36,7 +36,7 @@ def test_a_column_counts_characters() -> None:
 def test_the_file_of_the_same_name_is_tested_first_and_processes_last() -> None:
     files = mutation.tests_of(Path("src/metrics/functional/histogram.py"))
     assert files[0].startswith("tests/metrics/test_histogram")
-    assert files[-1] == "tests/metrics/test_distributed.py"
+    assert files[-1] == "tests/metrics/test_exchange.py"
     assert set(files) == {str(file) for file in Path("tests/metrics").glob("test_*.py")}
 
 

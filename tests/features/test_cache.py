@@ -267,7 +267,8 @@ def test_one_of_several_processes_computes_them_only_if_told() -> None:
         {"feature_cache": {"enabled": "auto"}, "train_data": {"transforms": "default"}, "trainer": {}}
     )
     trainer, method = SimpleNamespace(world_size=2), SimpleNamespace(frozen=object())
-    reason = open_feature_cache(config, None, "sha256", method, trainer, trains=True)  # type: ignore[arg-type]
+    source = SimpleNamespace(weights=SimpleNamespace(sha256="of some"))
+    reason = open_feature_cache(config, source, method, trainer, trains=True)  # type: ignore[arg-type]
     assert "one of several processes" in str(reason)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from datamodules.errors import UserError
 from src.run import folder as run_folder
@@ -40,7 +41,7 @@ def leave_unfinished(path: Path, checkpoint: bool = True) -> dict[str, Any]:
     begin(path, command="python -m src.train")
     if checkpoint:
         (path / "checkpoints").mkdir()
-        (path / "checkpoints" / "last.ckpt").write_bytes(b"half a run")
+        torch.save({"epoch": 1}, path / "checkpoints" / "last.ckpt")
     return read(path)
 
 
@@ -150,7 +151,8 @@ def test_another_configuration_is_refused_by_its_keys(changes: dict[str, Any], n
 
 @pytest.mark.parametrize("changes", [{}, {"seed": 1}])
 def test_a_finished_run_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    begin(tmp_path).finish()
+    with begin(tmp_path).recorded("train", []):
+        pass
     finished = read(tmp_path)["finished"]
     assert finished
     with pytest.raises(UserError, match=rf"{tmp_path} holds a finished run of .*paths\.output_dir") as caught:
@@ -163,7 +165,8 @@ def test_of_several_processes_all_refuse_a_finished_run(tmp_path: Path, monkeypa
     monkeypatch.setattr(run_folder, "is_first", lambda: False)
     assert not RunFolder(tmp_path, config(seed=1)).is_resumed  # the first compares
     monkeypatch.undo()
-    begin(tmp_path).finish()
+    with begin(tmp_path).recorded("train", []):
+        pass
     monkeypatch.setattr(run_folder, "is_first", lambda: False)
     with pytest.raises(UserError, match="finished run"):
         RunFolder(tmp_path, config())

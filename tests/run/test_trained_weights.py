@@ -84,7 +84,7 @@ def test_parameters_and_their_origin_come_back(tmp_path: Path) -> None:
 
 
 def test_a_real_sdp_plus_comes_back_without_its_tower(tiny: Backbone, tmp_path: Path) -> None:
-    one, other = (SDPPlus(tiny, PROMPTS, [3, 6, 9, 12], "reference", 8, "mean") for _ in range(2))
+    one, other = (SDPPlus(tiny, PROMPTS, representative="mean") for _ in range(2))
     write_trained_weights(tmp_path / "w.safetensors", one, ORIGIN)
     fitting(tmp_path / "w.safetensors", other)
     assert_same(other, one)
@@ -195,7 +195,7 @@ def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
 def test_a_method_that_trains_nothing_takes_no_checkpoint(tiny: Backbone, tmp_path: Path) -> None:
     write_trained_weights(tmp_path / "w.safetensors", Projections(), ORIGIN)
     with pytest.raises(UserError, match=r"model sdp has nothing to train.*remove ckpt_path"):
-        fitting(tmp_path / "w.safetensors", SDP(tiny, PROMPTS, [12], "reference", 8, "mean"))
+        fitting(tmp_path / "w.safetensors", SDP(tiny, PROMPTS, feature_layers=[12], representative="mean"))
 
 
 @pytest.mark.parametrize(
