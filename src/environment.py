@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 from hydra.core.config_store import ConfigStore
@@ -18,10 +19,17 @@ _USELESS_WARNINGS = (
 
 
 def before_composing() -> None:
-    """Have all of Hydra's repositories share the one store of structured configs, which they only read.
+    """Have Hydra's help answer at once, and joblib's own helper be quiet.
 
-    For its help, Hydra copies a repository, and the store with it, once a config group: most of the time it takes.
+    For its help, Hydra copies a repository, and the store of structured configs with it, once a config group: most of
+    the time it takes. All repositories share the one store now, which they only read.
+
+    When a signal ends the workers of a sweep, a process of joblib's removes what they leave, and warns of it. It has
+    this process's environment.
     """
+    quiet = "ignore:resource_tracker:UserWarning"
+    if quiet not in os.environ.get("PYTHONWARNINGS", ""):
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
     setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010 - mypy refuses the assignment
 
 

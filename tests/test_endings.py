@@ -466,5 +466,6 @@ def test_trials_side_by_side_end_with_the_sweep(number: int, code: int, train: l
     assert [path.stat().st_mtime_ns for path in checkpoints] == before
     if number == signal.SIGTERM:
         assert process.stderr is not None
-        (line,) = lines_of(process.stderr.read())
-        assert "in trial 0 and 1" in line
+        lines = lines_of(process.stderr.read())
+        assert len(lines) == 1, lines
+        assert "in trial 0 and 1" in lines[0]

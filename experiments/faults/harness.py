@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from wandb.sdk.data_types._private import MEDIA_TMP
 
-import experiments.collect
-import experiments.merge
 import src.models.sdp_plus
 import src.reproduce
 import src.run.build
+import src.run.merge
 import src.run.steps
+import src.sweeps.collect
 from experiments.faults.meddling import Meddling, NoMountError, written_path
 from tests.golden_reference import Golden
 
@@ -403,9 +403,9 @@ def _run(command: str, arguments: list[str]) -> int:
     """Run a command as the interpreter would, to its exit code."""
     try:
         if command == "collect":
-            return experiments.collect.main(arguments)
+            return src.sweeps.collect.main()
         if command == "merge":
-            experiments.merge.main()
+            src.run.merge.main()
         elif command == "reproduce":
             src.reproduce.run = _run_again
             src.reproduce.main()

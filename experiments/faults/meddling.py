@@ -81,11 +81,19 @@ def at_write(count: int, action: Action, *, below: str = "", for_good: bool = Fa
             if path is not None and (path == root or path.startswith(f"{root}/")):
                 seen += 1
                 if seen == count or (for_good and seen > count):
-                    action()
+                    _named(action, path)
 
         sys.addaudithook(hook)
 
     return meddle
+
+
+def _named(action: Action, path: str) -> None:
+    """Act, and name what can't be made, as the system does; only of what can't be written into does it say nothing."""
+    try:
+        action()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def when_written(name: str, action: Action) -> Meddling:

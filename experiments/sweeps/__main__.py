@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from experiments.collect import collect
 from src.files import write_text
+from src.sweeps.collect import collect
 from src.sweeps.trial import Trial, read_trials
 
 OUTPUT = Path("outputs/sweeps")

@@ -27,9 +27,11 @@ class ResultsWriter(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, and tell."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write, and tell: after the test, when the progress bar is gone from the terminal."""
         assert isinstance(pl_module, AnomalyModule)
+        if stage != "test":
+            return
         if pl_module.is_part:
             write_state(pl_module.test_metrics, self.folder / STATE_FILE)
             say("a part of the test has no metrics: join all parts by `python -m experiments.merge FOLDER...`")

@@ -45,7 +45,7 @@ class CheckpointFiles(TorchCheckpointIO):
         with replacing(target) as temporary:
             temporary.write_bytes(content.getbuffer())
             if target.is_file():
-                target.replace(previous_checkpoint(target))
+                _keep(target, previous_checkpoint(target))
 
 
 def checkpoint_callbacks(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:
@@ -82,6 +82,15 @@ def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | N
             state = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][callback.state_key]
             return path, float(state["best_model_score"])
     return folder / LAST_CHECKPOINT, None
+
+
+def _keep(path: Path, other: Path) -> None:
+    """Give a file another name, too. A disk without links leaves a moment in which it has the other name alone."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        path.replace(other)
 
 
 def previous_checkpoint(path: Path) -> Path:

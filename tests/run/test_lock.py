@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import UserError
-from experiments.merge import main as merge
 from src.run.lock import locked
+from src.run.merge import main as merge
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import ROOT, Golden
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules.errors import UserError
-from experiments.merge import merge
 from src.metrics import BenchmarkMetrics
+from src.run.merge import merge
 from src.run.metric_state import write_state
 from src.run.predictions import Prediction, write_predictions
 from src.run.results import PREDICTIONS_FILE, PROVENANCE_FILE, STATE_FILE, hashes_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.collect import main
+from src.sweeps.collect import main
 from tests.golden_reference import ROOT
 from tests.records import PROVENANCE
 
@@ -124,6 +124,6 @@ def test_a_folder_without_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, experiments.collect; print(*(m for m in ('torch', 'lightning') if m in sys.modules))"
+    code = "import sys, src.sweeps.collect; print(*(m for m in ('torch', 'lightning') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

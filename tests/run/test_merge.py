@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import UserError
-from experiments.merge import merge
+from src.run.merge import merge
 from tests.cli import Cli
 
 pytestmark = pytest.mark.slow

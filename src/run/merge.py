@@ -1,0 +1,230 @@
+"""Join an evaluation or a prediction that was run in parts (`test_data.shard=i/n`) into the results of one run.
+
+`python -m experiments.merge FOLDER... [--out FOLDER]`, folders of all n parts in any order. The default for `--out` is
+`merged` beside the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datamodules.errors import UserError
+from datamodules.options import parse_shard
+from src.cli import exit_code_of
+from src.files import damaged, write_json
+from src.report.table import print_table
+from src.run.lock import locked
+from src.run.metric_state import merge_states, read_header
+from src.run.predictions import Prediction, read_predictions, write_predictions
+from src.run.protocol import cut_by
+from src.run.provenance import describe_command, now
+from src.run.results import (
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    PROVENANCE_FILE,
+    STATE_FILE,
+    Provenance,
+    check_written,
+    hashes_of,
+    read_finished,
+)
+
+# What has to be the same of all parts, and how a difference is told.
+_SAME = {
+    "kind": "the command",
+    "data": "the data",
+    "backbone": "the backbone's weights",
+    "checkpoint": "the checkpoint",
+    "code": "the code",
+    "packages": "packages",
+    "device": "device or precision",
+    "config": "options",
+}
+_ELSEWHERE = ("paths", "logger", "callbacks", "trainer")
+
+
+class Part(NamedTuple):
+    """One part of an evaluation: the `number`-th of `total`, counted from 1."""
+
+    folder: Path
+    number: int
+    total: int
+    provenance: Provenance
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it was tested; predictions have no metrics."""
+        return bool(self.provenance["kind"] != "predict")
+
+
+def read_part(folder: Path) -> Part:
+    """Read what a part says about itself.
+
+    Raises:
+        UserError: there is no finished part of an evaluation.
+    """
+    provenance = read_finished(folder)
+    shard = provenance["config"]["test_data"].get("shard")
+    if shard is None:
+        raise UserError(f"{folder} holds a whole run, no part of one (test_data.shard)")
+    cut = [setting for setting in provenance["protocol"]["cut_short_by"] if not setting.startswith("test_data.shard=")]
+    if cut:
+        raise UserError(f"{folder} holds part {shard}, which was cut short by {', '.join(cut)}; run it without")
+    try:
+        number, count = parse_shard(shard)
+    except UserError as error:
+        raise damaged(folder / PROVENANCE_FILE, str(error)) from error
+    return Part(folder, number, count, provenance)
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Check that the parts are those of one evaluation, each once.
+
+    Raises:
+        UserError: parts of different evaluations; parts that are missing or there twice.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        differs = [title for key, title in _SAME.items() if _comparable(part, key) != _comparable(first, key)]
+        if part.total != first.total:
+            differs = [f"the number of parts ({first.total} and {part.total})"]
+        if differs:
+            raise UserError(
+                f"{first.folder} and {part.folder} are parts of different runs: they differ in {', '.join(differs)}"
+            )
+    found = Counter(part.number for part in parts)
+    absent = (str(number) for number in range(1, first.total + 1) if number not in found)
+    if missing := list(islice(absent, 20)):
+        raise UserError(
+            f"expected parts 1 to {first.total}, but no part {', '.join(missing)} was given; run what is missing first"
+        )
+    twice = [str(number) for number, times in found.items() if times > 1]
+    if twice:
+        raise UserError(f"expected each part once, but part {', '.join(twice)} was given more than once")
+
+
+def _comparable(part: Part, key: str) -> Any:
+    value: Any = part.provenance.get(key)
+    if key == "config":
+        test_data = {
+            name: one for name, one in value["test_data"].items() if name not in ("shard", "root", "num_workers")
+        }
+        return {name: one for name, one in value.items() if name not in _ELSEWHERE} | {"test_data": test_data}
+    if key == "data":
+        return value["test"]["sha256"]
+    if key in ("backbone", "checkpoint"):
+        return (value or {}).get("sha256")
+    if key == "kind":
+        return part.is_test
+    if key == "device":
+        return value["type"], value["precision"]
+    return value
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """Write the results of the whole evaluation to a new folder.
+
+    Raises:
+        UserError: see `read_part` and `check_parts`; what a part has left is not what it has written, or not of its
+            images; or `out` holds something already.
+    """
+    parts = sorted((read_part(folder) for folder in folders), key=lambda part: part.number)
+    check_parts(parts)
+    _refuse_a_run(out)
+    rows = [row for part in parts for row in _read_rows(part)]
+    _check_images(rows, parts[0])
+    metrics = merge_states([part.folder / STATE_FILE for part in parts]) if parts[0].is_test else None
+    terms, rule = (metrics.terms, metrics.fusion) if metrics else _fusion_of(rows)
+    if any(tuple(row.terms) != tuple(terms) for row in rows):
+        raise UserError(f"expected {PREDICTIONS_FILE} of all parts to have the terms {', '.join(terms)}")
+    result = metrics.compute() if metrics else None
+    with locked(out):
+        _refuse_a_run(out)
+        write_predictions(out / PREDICTIONS_FILE, rows, terms, rule)
+        if result:
+            write_json(out / METRICS_FILE, result)
+        write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
+    if result:
+        print_table(result, f"{len(parts)} parts of one evaluation")
+    print(f"results in {out}")
+
+
+def _refuse_a_run(out: Path) -> None:
+    if (out / PROVENANCE_FILE).exists():
+        raise UserError(f"{out} holds a run; choose another --out")
+
+
+def _read_rows(part: Part) -> list[Prediction]:
+    """A part's predictions, which are of the images that its state counts.
+
+    Raises:
+        UserError: a file is not what the part has written, or one is of other images than the other.
+    """
+    path = check_written(part.folder, part.provenance, PREDICTIONS_FILE)
+    rows = read_predictions(path)
+    if part.is_test:
+        counts = read_header(check_written(part.folder, part.provenance, STATE_FILE))["counts"]
+        found = [
+            Counter(row.category for row in some) for some in (rows, [row for row in rows if row.label is not None])
+        ]
+        if found != [Counter({name: own[key] for name, own in counts.items()}) for key in ("images", "labels")]:
+            raise damaged(path, f"it has other images or labels than {STATE_FILE} beside it")
+    return rows
+
+
+def _fusion_of(rows: Sequence[Prediction]) -> tuple[Sequence[str], str | None]:
+    """The terms of predictions, and the rule: that of one image alone, or none where the image scores are empty."""
+    is_single = all(row.image_score is not None for row in rows)
+    return (list(rows[0].terms) if rows else []), ("single" if is_single else None)
+
+
+def _check_images(rows: Sequence[Prediction], part: Part) -> None:
+    """Refuse what is not the images of the data, each once.
+
+    Raises:
+        UserError: some are missing, or there twice.
+    """
+    categories = part.provenance["data"]["test"]["categories"]
+    expected = sum(one["images"] for one in categories.values())
+    if len(rows) != expected:
+        raise UserError(
+            f"expected the {expected} images of the data in {PREDICTIONS_FILE} of all parts, found {len(rows)}"
+        )
+    found = [(name, len(list(group))) for name, group in groupby(row.category for row in rows)]
+    if found != [(name, one["images"]) for name, one in categories.items()]:
+        raise UserError(f"expected {PREDICTIONS_FILE} of all parts to have the data's categories, in their order")
+    twice = [name for name, times in Counter((row.category, row.image_path) for row in rows).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"expected each image once in {PREDICTIONS_FILE} of all parts, but {twice[0][1]} is there twice"
+        )
+
+
+def _describe(parts: Sequence[Part]) -> dict[str, Any]:
+    """The provenance of the whole: that of its first part, but for being a part."""
+    whole = parts[0].provenance
+    config, protocol = whole["config"], whole["protocol"]
+    line = protocol["line"].removesuffix(cut_by(protocol["cut_short_by"]))
+    return dict(whole) | {
+        "config": config | {"test_data": config["test_data"] | {"shard": None}},
+        "protocol": protocol | {"line": line, "cut_short_by": []},
+        "command": describe_command(),
+        "finished": now(),
+        "merged_from": [str(part.folder) for part in parts],
+    }
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    out = arguments.out or arguments.folders[0].parent / "merged"
+    sys.exit(exit_code_of(lambda: merge(arguments.folders, out)))
