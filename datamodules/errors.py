@@ -20,7 +20,12 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         line = message.rpartition(f"{__name__}.UserError: ")[2]
-        super().__init__(" ".join(line.splitlines()).strip())
+        super().__init__(_printable(" ".join(line.splitlines()).strip()))
+
+
+def _printable(line: str) -> str:
+    """Spell out what a name of a file may hold and a terminal would obey, such as the colours of ANSI."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 def reason_of(error: BaseException) -> str:

@@ -11,6 +11,8 @@ from datamodules.paths import below
 from datamodules.records import ANOMALOUS, Record
 from datamodules.transforms import check_transforms
 
+_LARGEST = 8192  # pixels a side: a batch of 8 such maps takes 2 GB
+
 
 def check_options(
     *,
@@ -36,8 +38,10 @@ def check_options(
     check_transforms(transforms)
     if not _is_int(image_size, at_least=1):
         raise UserError(f"Expected image_size to be 1 or more, but got {image_size!r}")
-    if eval_size not in ("model", "native") and not _is_int(eval_size, at_least=1):
-        raise UserError(f"Expected eval_size to be model, native or a number of pixels, but got {eval_size!r}")
+    if eval_size not in ("model", "native") and not (_is_int(eval_size, at_least=1) and int(eval_size) <= _LARGEST):
+        raise UserError(
+            f"Expected eval_size to be model, native or a number of pixels up to {_LARGEST}, but got {eval_size!r}"
+        )
     if not _is_int(batch_size, at_least=1):
         raise UserError(f"Expected batch_size to be 1 or more, but got {batch_size!r}")
     if num_workers is not None and not _is_int(num_workers, at_least=0):

@@ -210,7 +210,7 @@ def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_
         ({"val_categories": ["screw"], "categories": ["bottle"]}, "val_categories to be among bottle, but got screw"),
         ({"split": "tset"}, "split to be one of test, train, but got 'tset'"),
         ({"transforms": "strong"}, "one of default, augment, but got 'strong'"),
-        ({"eval_size": "full"}, "eval_size to be model, native or a number of pixels, but got 'full'"),
+        ({"eval_size": "full"}, "eval_size to be model, native or a number of pixels up to 8192, but got 'full'"),
         ({"eval_size": 0}, "eval_size .* got 0"),
         ({"eval_size": 1.5}, r"eval_size .* got 1\.5"),
         ({"batch_size": 0}, "batch_size to be 1 or more, but got 0"),
