@@ -34,6 +34,10 @@ class Architecture:
         depth: number of transformer blocks, a multiple of the four stages.
         width: channels of the tower's tokens (W).
         embed_dim: channels of the joint embedding (D).
+
+    Example:
+        >>> Architecture("ViT-B-16", image_size=224, patch_size=16, depth=12, width=768, embed_dim=512).grid_size
+        14
     """
 
     name: str
@@ -60,6 +64,13 @@ def read_architecture(name: str, config: Mapping[str, Any], image_size: int | No
     Raises:
         UserError: the tower is no plain ViT, its depth can't be cut into four stages, or the image size does not fit
             the patches.
+
+    Example:
+        >>> config = {"embed_dim": 512, "vision_cfg": {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}}
+        >>> read_architecture("ViT-B-16", config).grid_size
+        14
+        >>> read_architecture("ViT-B-16", config, image_size=240).grid_size
+        15
     """
     vision = config["vision_cfg"]
     _require_plain_vit(name, vision)
@@ -87,6 +98,14 @@ def check_feature_layers(feature_layers: Sequence[int], architecture: Architectu
 
     Raises:
         ValueError: a number is out of range, or the numbers don't rise.
+
+    Example:
+        >>> architecture = Architecture("ViT-B-16", 224, 16, depth=12, width=768, embed_dim=512)
+        >>> check_feature_layers([3, 6, 9, 12], architecture)
+        >>> check_feature_layers([6, 3], architecture)
+        Traceback (most recent call last):
+          ...
+        ValueError: feature_layers must rise and not repeat, but got [6, 3]
     """
     depth = architecture.depth
     is_list = isinstance(feature_layers, Sequence) and not isinstance(feature_layers, str)

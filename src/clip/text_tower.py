@@ -18,6 +18,15 @@ def encode_tokens(clip: Any, tokens: Tensor) -> Tensor:
 
     In a causal tower no token's state depends on what follows, so a batch is cut behind its longest sentence. Batches
     are of sentences of about one length: the longest of the paper's has 18 of 77 tokens, their mean is 13.
+
+    Example:
+        >>> import open_clip
+        >>> vision = {"layers": 1, "image_size": 16}
+        >>> text = {"layers": 1, "width": 8, "heads": 2, "vocab_size": 10, "context_length": 6}
+        >>> clip = open_clip.CLIP(4, vision, text)
+        >>> tokens = torch.tensor([[8, 1, 9, 0, 0, 0], [8, 9, 0, 0, 0, 0]])
+        >>> torch.allclose(encode_tokens(clip, tokens), clip.encode_text(tokens), atol=1e-5)
+        True
     """
     if not has_causal_text_tower(clip):
         embeddings: Tensor = clip.encode_text(tokens)
@@ -41,6 +50,14 @@ def encode_embeddings(clip: Any, embeddings: Tensor, ends: Tensor) -> Tensor:
 
     Returns:
         (K, D), not normalised.
+
+    Example:
+        >>> import open_clip
+        >>> vision = {"layers": 1, "image_size": 16}
+        >>> text = {"layers": 1, "width": 8, "heads": 2, "vocab_size": 10, "context_length": 6}
+        >>> clip = open_clip.CLIP(4, vision, text)
+        >>> encode_embeddings(clip, torch.zeros(2, 3, 8), ends=torch.tensor([2, 1])).shape
+        torch.Size([2, 4])
     """
     length = embeddings.shape[1]
     states = embeddings + clip.positional_embedding[:length]
@@ -57,5 +74,13 @@ def has_causal_text_tower(clip: Any) -> bool:
     """Whether no token's state depends on what follows, and a sentence is read at its end-of-text token.
 
     So it is with CLIP itself. Towers of Hugging Face, CoCa's and SigLIP's are other classes, or are read elsewhere.
+
+    Example:
+        >>> import open_clip
+        >>> vision = {"layers": 1, "image_size": 16}
+        >>> text = {"layers": 1, "width": 8, "heads": 2, "vocab_size": 10, "context_length": 6}
+        >>> clip = open_clip.CLIP(4, vision, text)
+        >>> has_causal_text_tower(clip)
+        True
     """
     return getattr(clip, "text_pool_type", None) == "argmax" and getattr(clip, "attn_mask", None) is not None

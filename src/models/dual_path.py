@@ -114,7 +114,15 @@ class DualPath(nn.Module):
 
 
 def run_block(block: Any, tokens: Tensor) -> Block:
-    """Both paths through one of open_clip's residual attention blocks: tokens (B, 1+P, W) of the original path in."""
+    """Both paths through one of open_clip's residual attention blocks: tokens (B, 1+P, W) of the original path in.
+
+    Example:
+        >>> import torch
+        >>> from open_clip.transformer import ResidualAttentionBlock
+        >>> block = run_block(ResidualAttentionBlock(d_model=8, n_head=2), torch.zeros(1, 5, 8))
+        >>> block.output.shape, block.value_residual.shape
+        (torch.Size([1, 5, 8]), torch.Size([1, 5, 8]))
+    """
     residual, value_residual = dual_attention(block, tokens)
     attended = tokens + residual
     return Block(attended, attended + block.ls_2(block.mlp(block.ln_2(attended))), value_residual)
@@ -129,6 +137,14 @@ def dual_attention(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         softmax(q k^T / sqrt(E)) v and softmax(v v^T / sqrt(E)) v, after the block's out-projection: (B, 1+P, W) each.
+
+    Example:
+        >>> import torch
+        >>> from open_clip.transformer import ResidualAttentionBlock
+        >>> tokens = torch.ones(1, 5, 8)  # all the same, so both paths mix the same values
+        >>> residual, value_residual = dual_attention(ResidualAttentionBlock(d_model=8, n_head=2), tokens)
+        >>> residual.shape, torch.allclose(residual, value_residual, atol=1e-6)
+        (torch.Size([1, 5, 8]), True)
     """
     attention = block.attn
     qkv = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)  # (B, 1+P, 3 W)

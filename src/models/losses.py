@@ -33,6 +33,14 @@ def segmentation_loss(
         mask: (B, H, W) of {0, 1}.
         focal_weight: of focal in the sum.
         dice_weight: of dice in the sum.
+
+    Example:
+        >>> import torch
+        >>> margins, mask = torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 0]]])
+        >>> segmentation_loss(margins, mask)
+        SegmentationLoss(loss=tensor(0.5066), focal=tensor(0.1733), dice=tensor(0.3333))
+        >>> segmentation_loss(margins, mask, focal_weight=0.0).loss
+        tensor(0.3333)
     """
     target = mask[:, None].to(margins.dtype)  # (B, 1, H, W)
     focal, dice = focal_loss(margins, target), dice_loss(margins.sigmoid(), target)
@@ -48,6 +56,12 @@ def focal_loss(margins: Tensor, target: Tensor) -> Tensor:
     Args:
         margins: (B, L, H, W).
         target: (B, 1, H, W) of {0, 1}.
+
+    Example:
+        >>> import torch
+        >>> margins, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1, 0]]]])
+        >>> focal_loss(margins, target)  # about 2 * 0.5 ** 2 * log(2)
+        tensor(0.3465)
     """
     right = torch.where(target > 0, margins, -margins).sigmoid()  # (B, L, H, W)
     q = (1 - 2 * FOCAL_SMOOTH) * right + 2 * FOCAL_SMOOTH
@@ -62,6 +76,12 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     Args:
         probability: (B, L, H, W), of the anomalous class, in [0, 1].
         target: (B, 1, H, W) of {0, 1}.
+
+    Example:
+        >>> import torch
+        >>> probability, target = torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
+        >>> dice_loss(probability, target)  # 1 - (2 * 1 + 1) / (3 + 1)
+        tensor(0.2500)
     """
     overlap = (probability * target).sum(dim=(2, 3))  # (B, L)
     area = probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3))  # (B, L)
@@ -73,6 +93,9 @@ def check_loss_weights(**weights: float) -> None:
 
     Raises:
         ValueError: one is negative or no number, or all are 0.
+
+    Example:
+        >>> check_loss_weights(focal_weight=1.0, dice_weight=0.0)
     """
     numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in weights.values())
     if not numbers or not any(weights.values()):

@@ -17,7 +17,14 @@ TRUNCATE = 4.0
 
 
 def to_grid(values: Tensor) -> Tensor:
-    """Patch values in row order as an image: (B, P, C) -> (B, C, g, g)."""
+    """Patch values in row order as an image: (B, P, C) -> (B, C, g, g).
+
+    Example:
+        >>> import torch
+        >>> to_grid(torch.arange(4).view(1, 4, 1))
+        tensor([[[[0, 1],
+                  [2, 3]]]])
+    """
     batch, patches, channels = values.shape
     side = isqrt(patches)
     return values.transpose(1, 2).reshape(batch, channels, side, side)
@@ -35,6 +42,11 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
 
     Returns:
         (B, H, W).
+
+    Example:
+        >>> import torch
+        >>> gaussian_blur(torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]), sigma=0.5).round(decimals=3)
+        tensor([[[0.0000, 0.1060, 0.7870, 0.1060, 0.0000]]])
     """
     if sigma == 0:
         return maps
@@ -68,6 +80,11 @@ def aligned_upsampling(source: int, target: int) -> Tensor:
     """Linear interpolation with aligned corners as a matrix (target, source) in float64: out = matrix @ signal.
 
     As matrix products it is faster than torch's, and its gradient does not depend on the order of threads on a GPU.
+
+    Example:
+        >>> import torch
+        >>> aligned_upsampling(2, 3) @ torch.tensor([0.0, 4.0], dtype=torch.float64)
+        tensor([0., 2., 4.], dtype=torch.float64)
     """
     with torch.inference_mode(False):  # what is kept has to serve training too
         positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
@@ -84,6 +101,14 @@ def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list
 
     Returns:
         Maps of the masks' sizes, as a tensor or as a list like `masks`.
+
+    Example:
+        >>> import torch
+        >>> maps = torch.zeros(2, 4, 4)
+        >>> resize_like(maps, torch.zeros(2, 8, 6)).shape
+        torch.Size([2, 8, 6])
+        >>> [tuple(one.shape) for one in resize_like(maps, [torch.zeros(8, 6), torch.zeros(5, 5)])]
+        [(8, 6), (5, 5)]
     """
     if isinstance(masks, Tensor):
         return _resize(maps, (masks.shape[-2], masks.shape[-1]))

@@ -22,6 +22,13 @@ class Scores(NamedTuple):
         terms: image-level scores by name, (B,) each; larger is more anomalous. A benchmark fuses them over the test
             images of a category by the method's rule.
         single_score: (B,), the score of an image on its own.
+
+    Example:
+        >>> import torch
+        >>> anomaly_map = torch.tensor([[[0.0, 0.5], [0.25, 1.0]]])
+        >>> highest = anomaly_map.amax(dim=(1, 2))
+        >>> Scores(anomaly_map, {"map_max": highest}, highest).single_score
+        tensor([1.])
     """
 
     anomaly_map: Tensor
@@ -35,6 +42,12 @@ class Targets(NamedTuple):
     Attributes:
         mask: (B, H, W) of {0, 1}.
         label: (B,) of {0, 1}.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.tensor([[[0, 1], [0, 0]]])
+        >>> Targets(mask, label=mask.amax(dim=(1, 2))).label
+        tensor([1])
     """
 
     mask: Tensor | None
@@ -48,6 +61,11 @@ class Frozen(NamedTuple):
         settings: what decides them beside the backbone and the images; plain values, as JSON has them.
         for_scores: the names of the features that scoring reads.
         for_loss: the names of those that the loss reads.
+
+    Example:
+        >>> frozen = Frozen({"feature_layers": [3, 6]}, for_scores=["surgery"])
+        >>> frozen.for_scores, frozen.for_loss
+        (['surgery'], ())
     """
 
     settings: Mapping[str, Any]

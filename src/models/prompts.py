@@ -23,6 +23,11 @@ class Prompts:
 
     Raises:
         ValueError: a list is empty, or an entry has not exactly one place `{}`.
+
+    Example:
+        >>> prompts = Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}.", "a {}."])
+        >>> prompts.sentences("cable").anomalous
+        ['a photo of a broken cable.', 'a broken cable.']
     """
 
     def __init__(self, normal: Sequence[str], anomalous: Sequence[str], templates: Sequence[str]) -> None:

@@ -37,6 +37,14 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
 
     Raises:
         ValueError: unknown method, or DBSCAN finds no cluster.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> representative_vector(embeddings, "dbscan", {"eps": 0.5, "min_samples": 2})
+        tensor([1., 0.])
+        >>> representative_vector(embeddings, "mean", {})
+        tensor([0.8944, 0.4472])
     """
     methods: dict[str, Callable[[Array], Array]] = {
         "mean": lambda rows: rows.mean(axis=0),
@@ -51,7 +59,11 @@ def representative_vector(embeddings: Tensor, method: str, dbscan: Mapping[str, 
 
 
 def check_representative(method: str) -> None:
-    """Raise a ValueError that lists the valid names when `method` is none of them."""
+    """Raise a ValueError that lists the valid names when `method` is none of them.
+
+    Example:
+        >>> check_representative("mean_shift")
+    """
     if method not in REPRESENTATIVES:
         raise ValueError(f"representative must be one of {', '.join(REPRESENTATIVES)}, but got '{method}'")
 
@@ -61,6 +73,9 @@ def check_dbscan(dbscan: Mapping[str, Mapping[str, Any]]) -> None:
 
     Raises:
         ValueError: they are others, or out of range; or there are none for `default`.
+
+    Example:
+        >>> check_dbscan({"default": {"eps": 0.5, "min_samples": 15}, "visa": {"eps": 1.5, "min_samples": 25}})
     """
     if "default" not in dbscan:
         raise ValueError(f"dbscan must have parameters for default, but has them for {', '.join(dbscan)}")
@@ -72,20 +87,41 @@ def check_dbscan(dbscan: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def first_component_scores(rows: Array) -> Array:
-    """Scores of the D entries on the first principal component of the D x K matrix, its sign turned to the mean's."""
+    """Scores of the D entries on the first principal component of the D x K matrix, its sign turned to the mean's.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+        >>> first_component_scores(rows).round(3)  # a centred row, times the square root of 2
+        array([ 0.943, -0.471, -0.471])
+    """
     scores: Array = PCA(n_components=1, svd_solver="covariance_eigh").fit_transform(rows.T)[:, 0]  # (D,)
     return scores if scores @ rows.mean(axis=0) >= 0 else -scores
 
 
 def density_weighted_mean(rows: Array) -> Array:
-    """Mean weighted by each row's gaussian kernel density among all rows."""
+    """Mean weighted by each row's gaussian kernel density among all rows.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> density_weighted_mean(rows).round(3)  # the first two weigh about 2 each, the last about 1
+        array([0.8, 0.2])
+    """
     weights = rbf_kernel(rows, gamma=1 / (2 * KDE_BANDWIDTH**2)).sum(axis=0)  # (K,), densities but for a common factor
     mean: Array = weights @ rows / weights.sum()
     return mean
 
 
 def largest_cluster_mean(rows: Array, eps: float, min_samples: int) -> Array:
-    """Mean of DBSCAN's largest cluster."""
+    """Mean of DBSCAN's largest cluster.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> largest_cluster_mean(rows, eps=0.5, min_samples=2)
+        array([1., 0.])
+    """
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
     if (labels < 0).all():
         raise ValueError(
@@ -99,6 +135,12 @@ def mean_shift_mean(rows: Array) -> Array:
     """Mean of mean-shift's largest cluster, which on unit vectors is the plain mean.
 
     Two unit vectors are at most 2 apart, the bandwidth: every seed sees every row, so one seed finds what all would.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> mean_shift_mean(rows).round(3)
+        array([0.667, 0.333])
     """
     return _mean_of_largest(rows, MeanShift(bandwidth=MEAN_SHIFT_BANDWIDTH, seeds=rows[:1]).fit_predict(rows))
 

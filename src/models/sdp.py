@@ -94,12 +94,27 @@ class SDP(Method):
 
 
 def sum_similarities(surgery: Tensor, text: Tensor) -> Tensor:
-    """Feature surgery at each level, summed over the levels: (B, L, 1+P, D) -> (B, 1+P, 2)."""
+    """Feature surgery at each level, summed over the levels: (B, L, 1+P, D) -> (B, 1+P, 2).
+
+    Example:
+        >>> import torch
+        >>> tokens = torch.eye(2)  # CLS is as the normal text, the patch as the anomalous one
+        >>> sum_similarities(torch.stack([tokens, tokens])[None], torch.eye(2)[None])
+        tensor([[[ 1.4621, -1.4621],
+                 [-0.5379,  0.5379]]])
+    """
     similarities = [surgery_similarity(F.normalize(tokens, dim=-1), text) for tokens in surgery.unbind(1)]
     return torch.stack(similarities).sum(dim=0)
 
 
 def cls_probability(tokens: Tensor, text: Tensor) -> Tensor:
-    """Probability of the anomalous class from CLS, at CLIP's temperature: surgery tokens (B, 1+P, D) -> (B,)."""
+    """Probability of the anomalous class from CLS, at CLIP's temperature: surgery tokens (B, 1+P, D) -> (B,).
+
+    Example:
+        >>> import torch
+        >>> text = torch.tensor([[[1.0, 0.99], [0.0, 0.141]]])
+        >>> cls_probability(torch.eye(2)[None], text)  # 1 / (1 + exp(100 * (1.0 - 0.99)))
+        tensor([0.2689])
+    """
     cls_token = F.normalize(tokens[:, :1], dim=-1)  # (B, 1, D)
     return F.softmax(CLIP_TEMPERATURE * cls_token @ text, dim=-1)[:, 0, 1]

@@ -100,6 +100,12 @@ class LevelProjections(nn.Module):
         levels: L.
         width: channels of the tower's tokens (W).
         embed_dim: channels of the joint embedding (D).
+
+    Example:
+        >>> import torch
+        >>> projected = LevelProjections(levels=2, width=8, embed_dim=4)(torch.zeros(1, 2, 16, 8))
+        >>> [tuple(tokens.shape) for tokens in projected]
+        [(1, 16, 4), (1, 16, 4)]
     """
 
     def __init__(self, levels: int, width: int, embed_dim: int) -> None:

@@ -19,6 +19,13 @@ def surgery_similarity(tokens: Tensor, text: Tensor) -> Tensor:
 
     Returns:
         (B, N, 2).
+
+    Example:
+        >>> import torch
+        >>> tokens = torch.eye(2)[None]  # CLS is as the normal text, the patch as the anomalous one
+        >>> surgery_similarity(tokens, torch.eye(2)[None])
+        tensor([[[ 0.7311, -0.7311],
+                 [-0.2689,  0.2689]]])
     """
     products = tokens @ text  # (B, N, 2)
     shares = F.softmax(products[:, :1], dim=-1)  # (B, 1, 2), CLS decides; no temperature
