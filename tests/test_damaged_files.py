@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from datamodules.errors import UserError
-from experiments import collect, merge
 from src import reproduce
 from src.files import read_json
+from src.run import merge
 from src.run.folder import RunFolder
 from src.run.predictions import Prediction, columns_of, read_predictions
 from src.run.results import Provenance
+from src.sweeps import collect
 from tests.records import CONFIG, DESCRIBED, PROVENANCE
 
 METRICS = {"mean": {"pixel_AP": 0.5}, "categories": {"candle": {"pixel_AP": 0.5, "vanished_masks": 1}}}

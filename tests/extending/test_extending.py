@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import collect
+from src.sweeps import collect
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import ROOT, Golden
 
