@@ -63,10 +63,10 @@ def is_text(value: Any, annotation: Any) -> bool:
     return _is_number(value) and bool(members) and all(member in _TEXT for member in members)
 
 
-def describe(annotation: Any) -> str:
+def in_words(annotation: Any) -> str:
     """What an annotation takes, in words: `a whole number or null`."""
     members = [member for member in _members(annotation) if _is_plain(member)]
-    words = dict.fromkeys(_describe(member) for member in members if not (member is int and float in members))
+    words = dict.fromkeys(_word_for(member) for member in members if not (member is int and float in members))
     return " or ".join(words)
 
 
@@ -110,10 +110,10 @@ def _fits(value: Any, member: Any) -> bool:
     return elements is not None and isinstance(value, list) and all(fits(one, elements) for one in value)
 
 
-def _describe(member: Any) -> str:
+def _word_for(member: Any) -> str:
     if get_origin(member) is Literal:
         return " or ".join(str(choice) for choice in get_args(member))
     if member in _WORDS:
         return _WORDS[member]
-    of = {"a whole number": "whole numbers", "a number": "numbers", "text": "text"}.get(describe(_sequence_of(member)))
+    of = {"a whole number": "whole numbers", "a number": "numbers", "text": "text"}.get(in_words(_sequence_of(member)))
     return f"a list of {of}" if of else "a list"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.base import AnomalyDataModule
+from datamodules.dataset import Batch
 from datamodules.errors import UserError, reason_of
 from src.features.batches import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
@@ -24,7 +25,6 @@ from src.processes import gather_rows, is_first
 from src.run.checkpoints import LAST_CHECKPOINT
 from src.run.trained_weights import ORIGIN, Origin, check_finite
 
-Batch = dict[str, Any]
 RUN = "run"  # in a checkpoint: which run it is of
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

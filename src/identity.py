@@ -41,7 +41,7 @@ class NoSource(Exception):  # noqa: N818 - no error, only a reason to do without
     """Some code has no source that can be read; the message says which."""
 
 
-def describe_code(classes: Iterable[type]) -> dict[str, Any]:
+def identify_code(classes: Iterable[type]) -> dict[str, Any]:
     """What tells the code of some classes, and of their bases, from any other.
 
     Of the project these are the sources in `src/models` and `src/clip`, and the file of a class that is elsewhere in
@@ -64,16 +64,16 @@ def describe_code(classes: Iterable[type]) -> dict[str, Any]:
     return {
         "classes": sorted(map(_name, classes)),
         "sources": {package: _hash_of_sources(package, frozenset(members)) for package, members in by_package.items()},
-        "releases": describe_releases(),
+        "releases": identify_releases(),
     }
 
 
-def describe_releases() -> dict[str, str | None]:
+def identify_releases() -> dict[str, str | None]:
     """The versions of Python and of the packages known by it; None of one that is not there."""
     return {"python": platform.python_version()} | {release: _version(release) for release in _RELEASES.values()}
 
 
-def describe_machine(device: torch.device) -> list[Any]:
+def identify_machine(device: torch.device) -> list[Any]:
     """Where a computation runs: the last digits are others on another processor, or with more or fewer threads."""
     if device.type == "cuda":
         return [device.type, torch.cuda.get_device_name(device)]

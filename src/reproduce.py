@@ -30,7 +30,7 @@ CPU_TOLERANCE = 1e-6
 GPU_TOLERANCE = 1e-2
 
 
-class Record(NamedTuple):
+class Recorded(NamedTuple):
     """What a finished run has left: its provenance, and its figures by dotted name."""
 
     provenance: Provenance
@@ -81,7 +81,7 @@ def reproduce(folder: Path) -> int:
     return 0
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> Recorded:
     """Read what a finished run has left.
 
     Raises:
@@ -98,7 +98,7 @@ def read_record(folder: Path) -> Record:
         figures[f"held-out {trained['selected_by']}"] = trained["score"]
     if not figures:
         raise UserError(f"the run in {folder} has left no metrics to compare ({provenance['command']})")
-    return Record(provenance, figures)
+    return Recorded(provenance, figures)
 
 
 def compare(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> Iterator[str]:

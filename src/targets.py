@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hydra.utils import get_object
 
 from datamodules.errors import UserError, reason_of
-from src.annotations import arguments_of, describe, fits, is_text
+from src.annotations import arguments_of, fits, in_words, is_text
 from src.overrides import did_you_mean
 
 Keys = tuple[str, ...]  # that lead to a value
@@ -142,7 +142,7 @@ def _check_arguments(path: Keys, node: dict[Any, Any], found: type) -> None:
         if value is None and key in _FILLED_IN:
             continue
         if not fits(value, annotation):
-            raise UserError(f"{name} must be {describe(annotation)}, but got {_as_yaml(value)}")
+            raise UserError(f"{name} must be {in_words(annotation)}, but got {_as_yaml(value)}")
         if is_text(value, annotation):
             node[key] = str(value)
 

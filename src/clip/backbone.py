@@ -26,7 +26,7 @@ from src.clip.sentence_cache import SentenceCache
 from src.clip.text_tower import encode_tokens
 from src.clip.weights import Weights, locate_weights
 from src.files import sha256_of
-from src.identity import describe_releases
+from src.identity import identify_releases
 
 with without("wandb"):  # timm imports it unasked: a second, and folders in the temporary one if the run is killed
     import open_clip
@@ -55,7 +55,7 @@ class BackboneSource(NamedTuple):
 def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
     """Everything but the sentences and the machine that an embedding depends on, to keep it under."""
     tower = [source.architecture.name, source.config, source.weights.quick_gelu, weights_sha256]
-    return json.dumps([*tower, _text_sources(), describe_releases()], sort_keys=True)
+    return json.dumps([*tower, _text_sources(), identify_releases()], sort_keys=True)
 
 
 def find_backbone(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from src.arrays import read_array, write_array
-from src.identity import describe_machine
+from src.identity import identify_machine
 
 _CPU = torch.device("cpu")
 
@@ -53,5 +53,5 @@ class SentenceCache:
             )
 
     def _file(self, sentences: Sequence[str], device: torch.device) -> Path:
-        content = json.dumps([self.tower, describe_machine(device), *sentences])
+        content = json.dumps([self.tower, identify_machine(device), *sentences])
         return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"

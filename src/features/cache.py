@@ -20,7 +20,7 @@ from datamodules.records import Record
 from src.features.batches import compute_features
 from src.features.store import ArrayStore, NoRoom
 from src.files import sha256_of
-from src.identity import NoSource, describe_code
+from src.identity import NoSource, identify_code
 from src.models.method import Features, Method
 from src.processes import say
 
@@ -88,7 +88,7 @@ class FeatureCache:
 
     def _keys(self, data: AnomalyDataModule, role: str) -> tuple[str, str]:
         """The keys of a data set's features and of its masks: how its files become arrays, and these features."""
-        source = {"code": describe_code([type(data)]), "options": self.options[role]}
+        source = {"code": identify_code([type(data)]), "options": self.options[role]}
         images = {"size": data.image_size, "mean": list(data.mean), "std": list(data.std), "bits": data.bits}
         rows = data.batch_rows(role, self.trainer.world_size)
         return _hash({**self.identity, "data": source, "images": images, "rows": rows}), _hash(

@@ -18,7 +18,7 @@ from src.clip.backbone import Backbone, BackboneSource
 from src.config import shortcuts
 from src.features.cache import FeatureCache
 from src.features.store import ArrayStore
-from src.identity import NoSource, describe_code, describe_machine
+from src.identity import NoSource, identify_code, identify_machine
 from src.models.method import Method
 
 AUTO = "auto"
@@ -79,7 +79,7 @@ def _identity(
     """
     is_own = type(method).__module__.partition(".")[0] != "src"
     return {
-        "code": describe_code(type(module) for module in method.modules()),
+        "code": identify_code(type(module) for module in method.modules()),
         "options": OmegaConf.to_container(config.model, resolve=True) if is_own else None,
         "state": _hash_of_frozen_state(method),
         "compiled": config.backbone.compile,
@@ -87,7 +87,7 @@ def _identity(
         "architecture": source.config,
         "quick_gelu": source.weights.quick_gelu,
         "precision": str(trainer.precision),
-        "machine": describe_machine(trainer.strategy.root_device),
+        "machine": identify_machine(trainer.strategy.root_device),
     }
 
 

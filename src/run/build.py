@@ -30,7 +30,7 @@ from src.models.method import Method
 from src.run import provenance
 from src.run.folder import RunFolder
 from src.run.protocol import Protocol, describe_use, shared_categories
-from src.run.results import Weights
+from src.run.results import WeightsRecord
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.run.trainer import build_trainer
 
@@ -305,7 +305,7 @@ def _warn_of_other_settings(origin: Origin, config: DictConfig, clip: BackboneSo
         rank_zero_warn(f"{config.ckpt_path} was trained with other backbone weights ({origin['backbone']['file']})")
 
 
-def _describe_backbone(clip: BackboneSource) -> Weights:
+def _describe_backbone(clip: BackboneSource) -> WeightsRecord:
     """Which CLIP it is, by the hash of its weights' file."""
     path = clip.weights.path
     return {

@@ -39,7 +39,7 @@ class DataUse(TypedDict):
     is_whole: bool
 
 
-class Protocol(TypedDict):
+class ProtocolRecord(TypedDict):
     """What was trained and tested; `line` says all of it."""
 
     line: str
@@ -87,7 +87,7 @@ class Data(TypedDict):
     missing_categories: list[str]
 
 
-class Weights(TypedDict):
+class WeightsRecord(TypedDict):
     """A file of weights; random weights have none. A backbone's have the names that open_clip knows them by."""
 
     name: NotRequired[str]
@@ -122,14 +122,14 @@ class Provenance(TypedDict):
     config: RecordedConfig
     kind: Literal["train", "eval", "predict"]
     command: str
-    protocol: Protocol
+    protocol: ProtocolRecord
     seed: int
     code: Code
     packages: dict[str, str]
     device: Device
     data: dict[str, Data]
-    backbone: Weights
-    checkpoint: Weights | None
+    backbone: WeightsRecord
+    checkpoint: WeightsRecord | None
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]
     merged_from: NotRequired[list[str]]

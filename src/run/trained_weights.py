@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from datamodules.errors import UserError, reason_of
 from src.files import checked, parsed, write_bytes
 from src.models.method import Method
-from src.run.results import DataUse, Weights
+from src.run.results import DataUse, WeightsRecord
 
 ORIGIN = "origin"
 _METHOD_PREFIX = "method."
@@ -34,7 +34,7 @@ class Origin(TypedDict, total=False):
 
     model: dict[str, Any]
     prompts: dict[str, Any]
-    backbone: Weights
+    backbone: WeightsRecord
     trained_on: DataUse
     cut_short_by: list[str]
     epochs: int

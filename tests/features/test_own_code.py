@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.identity import NoSource, describe_code
+from src.identity import NoSource, identify_code
 from src.models.sdp import SDP
 from tests.cli import Cli, golden_backbone
 from tests.features.test_cache import OFF, TRAIN, data, results  # noqa: F401 - a fixture
@@ -183,27 +183,27 @@ def own_class() -> type:
 
 def test_any_file_of_a_package_counts_and_others_do_not(write: Write, tmp_path: Path) -> None:
     write(__init__="", method=PLAIN)
-    before = describe_code([own_class()])
+    before = identify_code([own_class()])
     assert set(before["sources"]) == {"own_package", "src"}
     write()
-    assert describe_code([own_class()]) == before
+    assert identify_code([own_class()]) == before
     (tmp_path / "elsewhere" / "own_package" / "notes.txt").write_text("no code")
     write()
-    assert describe_code([own_class()]) == before
+    assert identify_code([own_class()]) == before
     write(anything="")
-    after = describe_code([own_class()])
+    after = identify_code([own_class()])
     assert after["sources"]["own_package"] != before["sources"]["own_package"]
     assert after["sources"]["src"] == before["sources"]["src"]
 
 
 def test_a_namespace_package_and_a_single_module(write: Write, tmp_path: Path) -> None:
     write(method=PLAIN)
-    before = describe_code([own_class()])
+    before = identify_code([own_class()])
     write(helper="")
-    assert describe_code([own_class()]) != before
+    assert identify_code([own_class()]) != before
     (tmp_path / "elsewhere" / "own_module.py").write_text(PLAIN)
     try:
-        described = describe_code([importlib.import_module("own_module").Own])
+        described = identify_code([importlib.import_module("own_module").Own])
     finally:
         del sys.modules["own_module"]
     assert set(described["sources"]) == {"own_module", "src"}
@@ -212,17 +212,17 @@ def test_a_namespace_package_and_a_single_module(write: Write, tmp_path: Path) -
 def test_a_process_goes_on_with_the_code_that_it_has_loaded(write: Write, tmp_path: Path) -> None:
     write(__init__="", method=PLAIN)
     loaded = own_class()
-    before = describe_code([loaded])
+    before = identify_code([loaded])
     (tmp_path / "elsewhere" / "own_package" / "method.py").write_text(PLAIN + "# edited\n")
-    assert describe_code([loaded]) == before
+    assert identify_code([loaded]) == before
     write()
-    assert describe_code([own_class()]) != before
+    assert identify_code([own_class()]) != before
 
 
 def test_two_classes_of_one_package_are_two(write: Write) -> None:
     write(__init__="", method=PLAIN + PLAIN.replace("Own", "Other"))
     module = sys.modules[own_class().__module__]
-    assert describe_code([module.Own]) != describe_code([module.Other])
+    assert identify_code([module.Own]) != identify_code([module.Other])
 
 
 @pytest.mark.parametrize(
@@ -230,4 +230,4 @@ def test_two_classes_of_one_package_are_two(write: Write) -> None:
 )
 def test_what_is_made_at_run_time_has_no_source(made: type) -> None:
     with pytest.raises(NoSource, match="be read, so a change"):
-        describe_code([made])
+        identify_code([made])

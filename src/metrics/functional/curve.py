@@ -18,7 +18,7 @@ from torch import Tensor
 from src.metrics.functional.arguments import as_scores, check_ndim, check_shape
 from src.metrics.functional.bits import from_ordered_bits, to_ordered_bits
 
-Scores = NDArray[np.floating]
+Array = NDArray[np.floating]
 
 _BLOCK = 1 << 12
 
@@ -117,7 +117,7 @@ def anomalous_side(scores: Tensor, areas: Tensor | None = None) -> AnomalousSide
     return AnomalousSide(torch.from_numpy(ordered[last]), torch.from_numpy(last + 1), overlap)
 
 
-def _descending(scores: Scores, areas: NDArray[np.int32]) -> tuple[Scores, NDArray[np.integer]]:
+def _descending(scores: Array, areas: NDArray[np.int32]) -> tuple[Array, NDArray[np.integer]]:
     """Sort pairs by score, then by area. A float32 and its area fit one integer, which sorts four times as fast."""
     if scores.dtype != np.float32:
         order = np.lexsort((areas, scores))[::-1]
@@ -169,7 +169,7 @@ def _count(
     return torch.from_numpy(above), torch.from_numpy(at_or_above)
 
 
-def _count_block(normals: Scores, values: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _count_block(normals: Array, values: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Counts of a few thresholds: searched among the normal scores of their range, which fit the processor's cache."""
     first, end = np.searchsorted(normals, values.min(), side="left"), np.searchsorted(normals, values.max(), "right")
     near, beyond = normals[first:end], len(normals) - end
@@ -200,7 +200,7 @@ def sort_and_count(thresholds: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]
         return _count(thresholds, parts, pool.map)
 
 
-def _tied(normals: Scores, values: Scores, places: NDArray[np.int64], of: NDArray[np.intp]) -> NDArray[np.intp]:
+def _tied(normals: Array, values: Array, places: NDArray[np.int64], of: NDArray[np.intp]) -> NDArray[np.intp]:
     """Those of the values (T,) whose place in the normal scores is taken by a score equal to them."""
     inside = of[places[of] < len(normals)]
     tied: NDArray[np.intp] = inside[normals[places[inside]] == values[inside]]
