@@ -19,6 +19,7 @@ from lightning import Trainer
 
 ROOT = f"{Path(__file__).resolve().parents[2]}/"
 OWN = (f"{ROOT}src/", f"{ROOT}datamodules/")
+COMMANDS = ("train", "eval", "predict")
 _IS_FUNCTION = 1  # of a code's flags: neither a module nor the body of a class
 
 
@@ -54,6 +55,8 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 def main() -> None:
     """Run the command that the command line names, and print what it entered."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        sys.exit(f"error: expected one of {', '.join(COMMANDS)} and its options, but got {sys.argv[1:] or 'nothing'}")
     command = sys.argv[1]
     sys.argv = [f"src/{command}.py", *sys.argv[2:]]
     whole, in_test = Trace(), Trace()

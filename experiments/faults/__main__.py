@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], faults: Sequence[Fault] = FAULTS) -> int:
     known = {fault.name: fault for fault in faults}
     unknown = [name for name in given.names if name not in known]
     if unknown:
-        parser.error(f"there is no fault {', '.join(unknown)}; known: {', '.join(known)}")
+        parser.error(f"there is no fault {', '.join(unknown)}; --list shows the {len(known)} that there are")
     chosen = [known[name] for name in given.names] or list(faults)
     if given.list:
         print("\n".join(f"{fault.item:3} {fault.name}" for fault in chosen))

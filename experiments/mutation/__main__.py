@@ -171,4 +171,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=120, help="after which tests are ended")
     given = parser.parse_args()
+    for source in given.sources:
+        if not source.exists() or not any(source.is_relative_to(folder) for folder in TESTS):
+            parser.error(f"expected a file or folder in {' or '.join(TESTS)}, but got {source}")
     main(given.sources, given.without, given.count, given.seed, given.seconds)
