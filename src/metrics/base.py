@@ -1,7 +1,7 @@
 # B = images of a batch; H, W = height, width
 """States and updates that the metric classes share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from torchmetrics import Metric
 from src.metrics.exchange import common_dtype, gathered, summed
 from src.metrics.functional import (
     Curve,
+    CurvePoints,
     anomalous_side,
     auroc,
     average_precision,
     component_areas,
+    curve_points,
     f1_max,
     sort_and_count,
 )
@@ -129,3 +131,9 @@ def summarise(curve: Curve, prefix: str) -> dict[str, float]:
         "F1Max_threshold": best.threshold if best else None,
     }
     return {f"{prefix}_{name}": value for name, value in values.items() if value is not None}
+
+
+def points_of(curves: Mapping[str, Curve]) -> dict[str, CurvePoints]:
+    """The points of each curve that has both classes."""
+    points = {name: curve_points(curve) for name, curve in curves.items()}
+    return {name: some for name, some in points.items() if some is not None}

@@ -12,7 +12,7 @@ from torchmetrics.utilities import rank_zero_warn
 
 from src.metric_names import METRIC_NAMES, RESULT_KEYS
 from src.metrics.exchange import is_shared, summed
-from src.metrics.functional import check_fusion
+from src.metrics.functional import CurvePoints, check_fusion
 from src.metrics.image_metrics import ImageMetrics
 from src.metrics.own import OwnMetric, add, add_maps, of_all_processes, value_of
 from src.metrics.pixel_metrics import PIXEL_ERRORS, PixelMetrics
@@ -64,6 +64,8 @@ class BenchmarkMetrics(nn.Module):
         empty_masks: of each category of which it is known, how many of such masks were empty from the start; they are
             not among those that vanished.
         finished: the results of categories whose scores are gone.
+        curves: of each category that was computed, its curves by level: `image` of the fused score, `single` of the
+            score of each image alone, `pixel`; see `src.metrics.functional.curve_points`.
 
     Raises:
         ValueError: if a category is named twice, there is no such fusion, it does not fit the terms, or a metric of the
@@ -115,6 +117,7 @@ class BenchmarkMetrics(nn.Module):
         self.vanished_masks: dict[str, int] = {}
         self.empty_masks: dict[str, int] = {}
         self.finished: dict[str, dict[str, float]] = {}
+        self.curves: dict[str, dict[str, CurvePoints]] = {}
         for name in self.categories:
             self._forget(name)
 
@@ -189,13 +192,14 @@ class BenchmarkMetrics(nn.Module):
     def compute(self) -> BenchmarkResult:
         """Return the metrics of each category that got an image, and their mean.
 
-        A category has those of `METRIC_NAMES`, in [0, 1], that its data can give, the thresholds
-        `image_F1Max_threshold` and `pixel_F1Max_threshold`, and, where labels and masks are there, `vanished_masks`:
-        the number of images labelled anomalous whose mask is empty at the evaluation size, and `empty_masks`: of those
-        whose mask was empty from the start, if that is known, which are not among the former. A category whose pixel
-        metrics come from a histogram has `PIXEL_ERRORS` too: how far off each can be. A metric of the user's own is
-        there if the category has both classes at its level and the value is finite. The mean of a metric is over the
-        categories that have it; a metric that none has is absent. Nothing is reset.
+        A category has those of `METRIC_NAMES`, in [0, 1], that its data can give, with the thresholds
+        `image_F1Max_threshold` and `pixel_F1Max_threshold`, and the metrics of the score of each image alone,
+        `SINGLE_NAMES`. Where labels and masks are there it has `vanished_masks`: the number of images labelled
+        anomalous whose mask is empty at the evaluation size, and `empty_masks`: of those whose mask was empty from the
+        start, if that is known, which are not among the former. A category whose pixel metrics come from a histogram
+        has `PIXEL_ERRORS` too: how far off each can be. A metric of the user's own is there if the category has both
+        classes at its level and the value is finite. The mean of a metric is over the categories that have it; a metric
+        that none has is absent. Nothing is reset.
 
         Several processes get the same result, that of all their images; each of them has to call this.
         """
@@ -250,6 +254,10 @@ class BenchmarkMetrics(nn.Module):
                 result |= image_metrics.compute()
             if counts.pixel_parts:
                 result |= pixel_metrics.compute()
+            self.curves[name] = {
+                **(image_metrics.points if counts.image_parts else {}),
+                **(pixel_metrics.points if counts.pixel_parts else {}),
+            }
             result |= self._compute_own(name, result)
         if counts.vanished_parts:
             result["vanished_masks"] = counts.vanished_masks

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.metrics.base import joined, summarise
+from src.metrics.base import joined, points_of, summarise
 from src.metrics.exchange import gathered
-from src.metrics.functional import check_fusion, exact_curve, fuse
+from src.metrics.functional import CurvePoints, check_fusion, curve_points, exact_curve, fuse
 from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 
 class ImageMetrics(Metric):
-    """AUROC, AP and F1-max of the fused image score of one category.
+    """AUROC, AP and F1-max of one category's images: of the fused image score, and of the score of each image alone.
 
     Most fusions need all images of the category, so the terms are kept (on the CPU, a few numbers an image) and fused
     in `compute`, where several processes gather them; see `CurveMetric`.
@@ -25,6 +25,9 @@ class ImageMetrics(Metric):
         fusion: how they are fused, one of `src.metrics.functional.FUSIONS`.
         kwargs: see `torchmetrics.Metric`.
 
+    Attributes:
+        points: the curves of the last `compute`, `image` of the fused score and `single` of the other.
+
     Raises:
         ValueError: if there is no such fusion, or it does not fit the terms.
 
@@ -33,8 +36,9 @@ class ImageMetrics(Metric):
         >>> metrics = ImageMetrics(["cls_score", "map_max"], "min_max_sum")
         >>> terms = {"cls_score": torch.tensor([0.1, 0.2, 0.7]), "map_max": torch.tensor([3.0, 1.0, 5.0])}
         >>> metrics.update(terms, single_score=torch.tensor([3.1, 1.2, 5.7]), label=torch.tensor([0, 0, 1]))
-        >>> metrics.compute()
-        {'image_AUROC': 1.0, 'image_AP': 1.0, 'image_F1Max': 1.0, 'image_F1Max_threshold': 2.0}
+        >>> result = metrics.compute()
+        >>> result["image_AUROC"], result["image_F1Max_threshold"], result["single_F1Max_threshold"]
+        (1.0, 2.0, 5.699999809265137)
     """
 
     full_state_update = False
@@ -46,6 +50,7 @@ class ImageMetrics(Metric):
         super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
         check_fusion(terms, fusion)
         self.terms, self.fusion = tuple(terms), fusion
+        self.points: dict[str, CurvePoints] = {}
         for state in ("scores", "label"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -73,16 +78,25 @@ class ImageMetrics(Metric):
 
     def fused(self) -> tuple[Tensor, Tensor]:
         """Return the image score (N,) float64 and the label (N,) bool of all images, in whichever process."""
+        terms, single_score, label = self._gathered()
+        return fuse(terms, single_score, self.fusion), label
+
+    def compute(self) -> dict[str, float]:
+        """Return AUROC, AP, F1Max in [0, 1] and F1Max_threshold, in the score's range: of the fused one as `image_*`,
+        of the score of each image alone as `single_*`.
+
+        Empty if a class is missing.
+        """
+        terms, single_score, label = self._gathered()
+        scores = {"image": fuse(terms, single_score, self.fusion), "single": single_score}
+        curves = {name: exact_curve(values[label], values[~label]) for name, values in scores.items()}
+        self.points = points_of(curves)
+        return {key: value for name, curve in curves.items() for key, value in summarise(curve, name).items()}
+
+    def _gathered(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Terms and single score (N,) float64 and label (N,) bool of the images of all processes."""
         columns = len(self.terms) + 1
         scores = gathered(joined(self.scores).double().flatten()).reshape(-1, columns)
         *terms, single_score = scores.unbind(dim=1)
         label = gathered(joined(self.label).int()).bool()
-        return fuse(dict(zip(self.terms, terms, strict=True)), single_score, self.fusion), label
-
-    def compute(self) -> dict[str, float]:
-        """Return image_AUROC, image_AP, image_F1Max in [0, 1] and image_F1Max_threshold, in the fused score's range.
-
-        Empty if a class is missing.
-        """
-        fused, label = self.fused()
-        return summarise(exact_curve(fused[label], fused[~label]), "image")
+        return dict(zip(self.terms, terms, strict=True)), single_score, label

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.metrics.base import RegionCurveMetric, summarise
+from src.metrics.base import RegionCurveMetric, points_of, summarise
 from src.metrics.exchange import summed
 from src.metrics.functional import (
     Curve,
+    CurvePoints,
     aupro,
     aupro_error,
     auroc_error,
@@ -41,6 +42,9 @@ class PixelMetrics(RegionCurveMetric):
         max_pixels: the most pixels to hold; None for any number.
         kwargs: see `torchmetrics.Metric`.
 
+    Attributes:
+        points: the curve of the last `compute`, as `pixel`.
+
     Example:
         >>> metrics = PixelMetrics()
         >>> metrics.update(torch.tensor([[[0.1, 0.2], [0.9, 0.8]]]), torch.tensor([[[0, 0], [1, 1]]]))
@@ -53,6 +57,7 @@ class PixelMetrics(RegionCurveMetric):
     def __init__(self, max_pixels: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.max_pixels = max_pixels
+        self.points: dict[str, CurvePoints] = {}
         self.add_state("histogram", default=[], dist_reduce_fx=None)
 
     @property
@@ -71,6 +76,7 @@ class PixelMetrics(RegionCurveMetric):
         With a histogram also `PIXEL_ERRORS`. Empty if a class is missing.
         """
         curve = self.curve()
+        self.points = points_of({"pixel": curve})
         values = {**summarise(curve, "pixel"), "pixel_AUPRO": aupro(curve)}
         if not self.is_exact:
             values |= {name: error(curve) for name, error in PIXEL_ERRORS.items()}

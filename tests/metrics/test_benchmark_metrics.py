@@ -12,6 +12,7 @@ from src.run.metric_state import merge_states, write_state
 CATEGORIES = ["screw", "bottle", "type.a", "keys"]  # the last two are names that nn.ModuleDict refuses
 TERMS = ["cls_score", "map_max"]
 THRESHOLDS = {"image_F1Max_threshold", "pixel_F1Max_threshold"}
+SINGLE = {"single_AUROC", "single_AP", "single_F1Max", "single_F1Max_threshold"}
 
 
 def draw(seed: int = 0, n: int = 24) -> dict[str, object]:
@@ -66,7 +67,7 @@ def test_each_category_is_evaluated_alone_and_in_the_given_order():
         image.update(one["terms"], one["single_score"], one["label"])
         pixel.update(one["anomaly_map"], one["mask"])
         assert values == {**image.compute(), **pixel.compute(), "vanished_masks": 0}
-        assert values.keys() == {*METRIC_NAMES, *THRESHOLDS, "vanished_masks"}
+        assert values.keys() == {*METRIC_NAMES, *THRESHOLDS, *SINGLE, "vanished_masks"}
 
 
 def test_the_mean_is_over_categories():
@@ -105,7 +106,7 @@ def test_without_masks_there_are_no_pixel_metrics():
     result = evaluate(batch)
     names = {"image_AUROC", "image_AP", "image_F1Max"}
     assert result["mean"].keys() == names
-    assert result["categories"]["bottle"].keys() == {*names, "image_F1Max_threshold"}
+    assert result["categories"]["bottle"].keys() == {*names, *SINGLE, "image_F1Max_threshold"}
 
 
 def test_with_neither_there_is_nothing_but_the_categories():

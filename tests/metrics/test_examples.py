@@ -21,6 +21,6 @@ def test_examples_give_what_they_say(name: str) -> None:
 def test_public_functions_and_classes_have_an_example(package: object) -> None:
     public = {name: getattr(package, name) for name in package.__all__}  # type: ignore[attr-defined]
     # What a function returns is in the example of the function.
-    results = ("BenchmarkResult", "AnomalousSide", "BestF1", "ComponentAreas", "Curve")
+    results = ("BenchmarkResult", "AnomalousSide", "BestF1", "ComponentAreas", "Curve", "CurvePoints")
     without = [name for name, value in public.items() if callable(value) and ">>>" not in (value.__doc__ or "")]
     assert sorted(without) == sorted({*results} & {*public})

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from src.metrics import ImageMetrics
 from src.metrics.functional import FUSIONS, fuse, needs_all_images
 
-KEYS = {"image_AUROC", "image_AP", "image_F1Max", "image_F1Max_threshold"}
+KEYS = {f"{level}_{name}" for level in ("image", "single") for name in ("AUROC", "AP", "F1Max", "F1Max_threshold")}
 
 
 def draw(seed: int, n: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from src.metrics.functional.curve import (
 from src.metrics.functional.f1_max import BestF1, f1_max
 from src.metrics.functional.fusion import FUSIONS, check_fusion, fuse, needs_all_images
 from src.metrics.functional.histogram import count_anomalous, count_normal, empty_histogram, histogram_curve
+from src.metrics.functional.points import CurvePoints, curve_points
 
 __all__ = [
     "FUSIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "BestF1",
     "ComponentAreas",
     "Curve",
+    "CurvePoints",
     "anomalous_side",
     "ascending",
     "aupro",
@@ -37,6 +39,7 @@ __all__ = [
     "count_anomalous",
     "count_normal",
     "count_normals",
+    "curve_points",
     "empty_histogram",
     "exact_curve",
     "f1_max",
