@@ -218,15 +218,15 @@ class AnomalyModule(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute()["mean"].items()})
         self.val_metrics.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores] | None:
-        """Add a batch to the metrics and hand its scores to the callbacks."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """Add a batch to the metrics and hand its scores to the callbacks, with its maps at the masks' size."""
         if FILLER in batch:
             return None
         scores = self(batch)
-        self._update(self.test_metrics, batch, scores)
+        compared = self._update(self.test_metrics, batch, scores)
         if not (self.is_part or is_shared()):
             self._let_go(set(batch["category"]))
-        return {"scores": scores}
+        return {"scores": scores, "compared_map": compared}
 
     def _let_go(self, categories: Iterable[str]) -> None:
         """Compute what is complete, and release its maps: 4 bytes a pixel."""
@@ -282,9 +282,10 @@ class AnomalyModule(LightningModule):
             frozen = compute_features(self.method, batch["image"], rows, self.frozen_dtype)
         return {name: values.float() for name, values in frozen.items()}
 
-    def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> None:
-        """Compare at the masks' size; labels or masks may be absent."""
+    def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> Tensor | Sequence[Tensor] | None:
+        """Compare at the masks' size; labels or masks may be absent. Return the maps at that size."""
         mask = batch.get("mask")
         maps = resize_like(scores.anomaly_map, mask) if mask is not None else None
         label, is_empty = batch.get("label"), batch.get("mask_is_empty")
         metrics.update(batch["category"], scores.terms, scores.single_score, label, maps, mask, is_empty)
+        return maps

@@ -87,6 +87,7 @@ class Config:
     allow_leakage: bool = False
     ckpt_path: str | None = None
     save_maps: bool = False
+    save_overlays: bool = False
     metrics_memory_gb: float = 4.0
 
 

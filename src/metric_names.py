@@ -1,4 +1,6 @@
-"""The metrics that every evaluation reports. Nothing is imported here: to check a setting takes no torch."""
+"""What every evaluation reports: its metrics by name, and its curves. To check a setting takes no torch."""
+
+from typing_extensions import NotRequired, TypedDict
 
 METRIC_NAMES = (
     "image_AUROC",
@@ -24,3 +26,17 @@ RESULT_KEYS = (
     "empty_masks",
 )
 """What the result of a category may have. A metric of the user's own has another name."""
+
+
+class CurvePoints(TypedDict):
+    """Lists of one length, highest threshold first.
+
+    At each ``threshold`` a sample is predicted anomalous when its score is >= it; ``fpr``, ``recall``, ``precision``
+    and, for pixels, ``pro`` (the mean over the regions of the part that is found) are in [0, 1].
+    """
+
+    threshold: list[float]
+    fpr: list[float]
+    recall: list[float]
+    precision: list[float]
+    pro: NotRequired[list[float]]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import distributed
+
+from datamodules.errors import UserError, reason_of
 
 
 def is_first() -> bool:
@@ -26,3 +30,12 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     parts: list[Any] | None = [None] * distributed.get_world_size() if is_first() else None
     distributed.gather_object(rows, parts)
     return [row for part in parts or [] for row in part]
+
+
+@contextmanager
+def warned(what: str) -> Iterator[None]:
+    """Let a run end well without something that is worth less than its metrics, such as a page; one line says why."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        rank_zero_warn(f"no {what}: {reason_of(error)}")

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import Callback
 
 from src.anomaly_module import AnomalyModule
 from src.files import write_json
-from src.processes import is_first, say
+from src.processes import is_first, say, warned
 from src.run.metric_state import write_state
-from src.run.results import METRICS_FILE, STATE_FILE
+from src.run.results import CURVES_FILE, METRICS_FILE, STATE_FILE, write_curves
 
 
 class ResultsWriter(Callback):
@@ -37,6 +37,8 @@ class ResultsWriter(Callback):
             say("a part of the test has no metrics: join all parts by `python -m experiments.merge FOLDER...`")
         elif is_first():
             write_json(self.folder / METRICS_FILE, pl_module.results)
+            with warned(CURVES_FILE):
+                write_curves(self.folder, pl_module.test_metrics.curves)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if hasattr(callback, "on_results"):
                     callback.on_results(trainer, pl_module, pl_module.results)

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from src.metrics.base import joined, points_of, summarise
 from src.metrics.exchange import gathered
-from src.metrics.functional import CurvePoints, check_fusion, curve_points, exact_curve, fuse
+from src.metrics.functional import CurvePoints, check_fusion, exact_curve, fuse
 from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 

@@ -31,7 +31,7 @@ def print_table(result: BenchmarkResult, title: str) -> None:
     print(title)
     # A file has no width; rich would cut the columns at 80 characters.
     Console(markup=False, width=None if sys.stdout.isatty() else 1000).print(table)
-    print(_notes(result), flush=True)
+    print("; ".join(["in percent", *notes_of(result)]), flush=True)
 
 
 def log_table(result: BenchmarkResult, loggers: Iterable[Logger]) -> None:
@@ -72,8 +72,9 @@ def _own_names(result: BenchmarkResult) -> list[str]:
     return [name for name in result["mean"] if name not in METRIC_NAMES]
 
 
-def _notes(result: BenchmarkResult) -> str:
-    notes = ["in percent"]
+def notes_of(result: BenchmarkResult) -> list[str]:
+    """What to know of the figures of a result."""
+    notes = []
     if own := _own_names(result):
         notes.append(f"{', '.join(own)} as computed")
     vanished, empty = (
@@ -90,4 +91,4 @@ def _notes(result: BenchmarkResult) -> str:
     partial = [name for name in result["mean"] if any(name not in metrics for metrics in result["categories"].values())]
     if partial:
         notes.append(f"not every category can give {', '.join(partial)}: those means are over the ones that can")
-    return "; ".join(notes)
+    return notes

@@ -19,7 +19,7 @@ from src.run.provenance import now
 from src.run.results import PROVENANCE_FILE, hashes_of, read_provenance
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
-_FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps")
+_FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps", "save_overlays")
 _NOT_FREE = "callbacks.early_stopping."
 _FREE_KEYS = (
     *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),

@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.errors import UserError
 from datamodules.options import parse_shard
+from src.callbacks.overlays import OVERLAYS, write_overlays
+from src.callbacks.report import REPORT_FILE, write_report
 from src.cli import exit_code_of
 from src.files import damaged, write_json
+from src.processes import warned
+from src.report.cases import Cases
 from src.report.table import print_table
 from src.run.lock import locked
 from src.run.metric_state import merge_states, read_header
@@ -25,6 +29,7 @@ from src.run.predictions import Prediction, read_predictions, write_predictions
 from src.run.protocol import cut_by
 from src.run.provenance import describe_command, now
 from src.run.results import (
+    CASES_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     PROVENANCE_FILE,
@@ -33,6 +38,7 @@ from src.run.results import (
     check_written,
     hashes_of,
     read_finished,
+    write_curves,
 )
 
 # What has to be the same of all parts, and how a difference is told.
@@ -147,12 +153,29 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     with locked(out):
         _refuse_a_run(out)
         write_predictions(out / PREDICTIONS_FILE, rows, terms, rule)
-        if result:
+        if metrics and result:
+            write_curves(out, metrics.curves)
             write_json(out / METRICS_FILE, result)
         write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
+        _show(parts, out)
     if result:
         print_table(result, f"{len(parts)} parts of one evaluation")
     print(f"results in {out}")
+
+
+def _show(parts: Sequence[Part], out: Path) -> None:
+    """Write the page and the overlays of the whole, if all parts have left what they are made of."""
+    if not all(CASES_FILE in part.provenance.get("files", ()) for part in parts):
+        return
+    paths = [check_written(part.folder, part.provenance, CASES_FILE) for part in parts]
+    config: Mapping[str, Any] = parts[0].provenance["config"]
+    with Cases(paths) as cases:
+        with warned(REPORT_FILE):
+            write_report(out, cases)
+        if config.get("save_overlays"):
+            data = config["test_data"]
+            with warned(OVERLAYS):
+                write_overlays(out, cases, Path(data["root"]).expanduser(), data.get("bits"))
 
 
 def _refuse_a_run(out: Path) -> None:

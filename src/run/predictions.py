@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +83,15 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises:
         UserError: it is not what the project writes.
     """
+    return list(iterate_predictions(path))
+
+
+def iterate_predictions(path: Path) -> Iterator[Prediction]:
+    """Read a table again, row by row.
+
+    Raises:
+        UserError: it is not what the project writes.
+    """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file, strict=True)
@@ -91,7 +100,7 @@ def read_predictions(path: Path) -> list[Prediction]:
             if tuple(header) != columns_of(terms):
                 expected = ", ".join((*BEFORE_TERMS, "terms", *AFTER_TERMS))
                 raise ValueError(f"expected the columns {expected}, found {', '.join(header) or 'none'}")
-            return [_prediction(row, terms, rows.line_num) for row in rows]
+            yield from (_prediction(row, terms, rows.line_num) for row in rows)
     except (OSError, ValueError, csv.Error) as error:
         raise damaged(path, reason_of(error)) from error
 

@@ -5,21 +5,27 @@ Nothing heavy is imported here. Types come from typing_extensions, since pydanti
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import NotRequired, TypedDict
 
 from datamodules.errors import UserError
-from src.files import damaged, read_json, sha256_of
+from src.files import damaged, read_json, sha256_of, write_text
+from src.metric_names import CurvePoints
 
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
+CURVES_FILE = "curves.json"
 STATE_FILE = "metric_state.safetensors"
 """What a part of an evaluation leaves, instead of metrics."""
+CASES_FILE = "cases.sqlite"
+"""What a part leaves for the page of the whole, see `src.report.cases`."""
 
-HASHED = (METRICS_FILE, PREDICTIONS_FILE, STATE_FILE)
+HASHED = (METRICS_FILE, PREDICTIONS_FILE, CURVES_FILE, STATE_FILE, CASES_FILE)
 """The files whose hashes a finished run records: they belong to it, and to each other."""
 
 
@@ -181,6 +187,29 @@ def read_metrics(folder: Path, provenance: Provenance | None) -> Metrics | None:
         return read_json(folder / METRICS_FILE, Metrics)
     except FileNotFoundError:
         return None
+
+
+def write_curves(folder: Path, curves: Mapping[str, Mapping[str, CurvePoints]]) -> None:
+    """Write a test's curves, by category and level."""
+    write_text(folder / CURVES_FILE, json.dumps(curves, allow_nan=False) + "\n")
+
+
+def read_curves(folder: Path) -> dict[str, dict[str, CurvePoints]] | None:
+    """Read a test's curves, by category and level (`image`, `single`, `pixel`); None if it has left none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / CURVES_FILE
+    try:
+        curves = read_json(path, dict[str, dict[str, CurvePoints]])
+    except FileNotFoundError:
+        return None
+    for name, levels in curves.items():
+        for level, curve in levels.items():
+            if len({len(values) for values in curve.values()}) != 1:  # type: ignore[arg-type]
+                raise damaged(path, f"{name}.{level} has lists of different lengths")
+    return curves
 
 
 def hashes_of(folder: Path) -> dict[str, str]:

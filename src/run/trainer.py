@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule
+from src.callbacks.cases import CaseRecorder
 from src.callbacks.predictions import PredictionWriter
 from src.callbacks.results import ResultsWriter
 from src.run.checkpoints import CheckpointFiles, checkpoint_callbacks
@@ -47,7 +48,9 @@ def build_trainer(config: DictConfig, folder: RunFolder, module: AnomalyModule) 
     trains = module.train_classes is not None
     callbacks: list[Callback] = [Ending(), *(checkpoint_callbacks(config, folder.path) if trains else [])]
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values() if node is not None]
+    reads_cases = any(getattr(callback, "reads_cases", False) for callback in callbacks)
     callbacks += [PredictionWriter(folder.path, module.method.terms, module.fusion_rule), ResultsWriter(folder.path)]
+    callbacks += [CaseRecorder(folder.path, module.is_part)] if reads_cases else []
     trainer: Trainer = instantiate(
         config.trainer,
         logger=[_build_logger(node, folder.run_id) for node in (config.logger or {}).values()],

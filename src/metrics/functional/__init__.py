@@ -1,5 +1,6 @@
 """Anomaly-detection metrics as functions of tensors: exact, or from a histogram with a bound of the error."""
 
+from src.metric_names import CurvePoints
 from src.metrics.functional.aupro import aupro
 from src.metrics.functional.auroc import auroc
 from src.metrics.functional.average_precision import average_precision
@@ -17,7 +18,7 @@ from src.metrics.functional.curve import (
 from src.metrics.functional.f1_max import BestF1, f1_max
 from src.metrics.functional.fusion import FUSIONS, check_fusion, fuse, needs_all_images
 from src.metrics.functional.histogram import count_anomalous, count_normal, empty_histogram, histogram_curve
-from src.metrics.functional.points import CurvePoints, curve_points
+from src.metrics.functional.points import curve_points
 
 __all__ = [
     "FUSIONS",

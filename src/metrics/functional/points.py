@@ -1,29 +1,17 @@
 # T = distinct anomalous scores
 """A curve as a few hundred points, to draw it and to move a threshold along it."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from typing_extensions import NotRequired, TypedDict
 
+from src.metric_names import CurvePoints
 from src.metrics.functional.curve import Curve
 from src.metrics.functional.f1_max import f1_max
 
 _MOST_CANDIDATES = 20_000  # of millions of thresholds; more would take time and change no line that is drawn
-
-
-class CurvePoints(TypedDict):
-    """Lists of one length, highest threshold first.
-
-    At each ``threshold`` a sample is predicted anomalous when its score is >= it; ``fpr``, ``recall``, ``precision``
-    and, for pixels, ``pro`` (the mean over the regions of the part that is found) are in [0, 1].
-    """
-
-    threshold: list[float]
-    fpr: list[float]
-    recall: list[float]
-    precision: list[float]
-    pro: NotRequired[list[float]]
 
 
 def curve_points(curve: Curve, max_fpr: float = 0.3, max_points: int = 500) -> CurvePoints | None:
@@ -76,11 +64,11 @@ def curve_points(curve: Curve, max_fpr: float = 0.3, max_points: int = 500) -> C
         overlap = curve.overlap.numpy()
         columns["pro"] = _pairs(np.where(is_first, 0.0, overlap[before]), overlap[at])
     kept = _thinned(columns, best.threshold, max_fpr, max_points)
-    return CurvePoints(**{name: values[kept].tolist() for name, values in columns.items()})  # type: ignore[typeddict-item]
+    return cast(CurvePoints, {name: values[kept].tolist() for name, values in columns.items()})
 
 
 def _candidates(curve: Curve, best: float, max_fpr: float) -> NDArray[np.int64]:
-    """Indices of the thresholds (T,) from which points are chosen: all, or every so many and those that must be kept."""
+    """Indices of the thresholds (T,) from which points are chosen: all, or every n-th and those that must be kept."""
     last = len(curve.thresholds) - 1
     every = np.arange(0, last + 1, max(1, len(curve.thresholds) // _MOST_CANDIDATES))
     limit = int(np.searchsorted(curve.normals_at_or_above.numpy() / curve.num_normal, max_fpr))

@@ -1,0 +1,91 @@
+"""Heat maps over their images, as files."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+
+from datamodules.base import AnomalyDataModule
+from datamodules.images import load_image
+from src.anomaly_module import AnomalyModule
+from src.callbacks.cases import cases_of
+from src.callbacks.maps import map_names
+from src.files import replacing
+from src.metrics.benchmark_metrics import BenchmarkResult
+from src.processes import is_first, warned
+from src.report.cases import Case, Cases
+from src.report.pictures import FloatArray, overlay, unpack_map
+
+OVERLAYS = "overlays"
+
+
+class OverlayWriter(Callback):
+    """Writes each image with its heat map over it, `overlays/<category>/<image's folder>/<image>.png`, at its own size.
+
+    The colours are those of the page: the images of a category share one scale, from the lowest value of any of their
+    maps to the highest. So they are written when all images have passed.
+
+    Args:
+        enabled: whether to write anything.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.reads_cases = enabled
+
+    def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
+        """Write those of a test."""
+        self._write(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write those of a prediction."""
+        assert isinstance(pl_module, AnomalyModule)
+        if stage == "predict" and is_first() and not pl_module.is_part:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if self.reads_cases:
+            data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            with warned(OVERLAYS), cases_of(trainer) as cases:
+                write_overlays(Path(trainer.default_root_dir), cases, data.root, data.bits)
+
+
+def write_overlays(folder: Path, cases: Cases, root: Path, bits: int | None = None) -> None:
+    """Write the overlay of every case.
+
+    Args:
+        folder: the run's folder.
+        cases: what was recorded while the images passed.
+        root: of the images.
+        bits: of 16-bit images, see `datamodules.images.open_image`.
+
+    Raises:
+        UserError: an image is gone or can't be read any more.
+        OSError: the disk is full.
+    """
+    tables = {name: cases.table(name) for name in cases.categories}
+    ranges = {name: (float(table.low.min()), float(table.high.max())) for name, table in tables.items()}
+    names = map_names((case.category, case.image_path) for case in map(cases.case, range(len(cases))))
+
+    def write(case: Case, anomaly_map: FloatArray) -> None:
+        name = names[case.category, case.image_path].with_suffix(".png")
+        blended = overlay(load_image(root / case.image_path, bits, _say_nothing), anomaly_map, *ranges[case.category])
+        with replacing(folder / OVERLAYS / name, sync=False) as temporary:
+            Image.fromarray(blended).save(temporary, "png", compress_level=1)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(cases), 4 * threads):  # a few at a time: memory is bounded
+            numbers = range(start, min(start + 4 * threads, len(cases)))
+            some = [(cases.case(number), cases.picture(number)) for number in numbers]
+            maps = [unpack_map(case.low, case.high, picture.anomaly_map) for case, picture in some]
+            for _ in pool.map(write, [case for case, _ in some], maps):
+                pass
+
+
+def _say_nothing(line: str) -> None:
+    """The user was told of a dark image when it was tested."""

@@ -1,0 +1,58 @@
+"""The page of a run: `report.html`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from src.anomaly_module import AnomalyModule
+from src.callbacks.cases import cases_of
+from src.metrics.benchmark_metrics import BenchmarkResult
+from src.processes import is_first, warned
+from src.report.cases import Cases
+from src.report.description import describe
+from src.report.page import write_page
+
+REPORT_FILE = "report.html"
+
+
+class Report(Callback):
+    """Writes one self-contained page: what the run was, its metrics, curves, and the images with their maps.
+
+    Args:
+        max_images: how many images it shows at most; of more only the ranked ones.
+        in_sweeps: whether the trials of a sweep have one, too.
+    """
+
+    def __init__(self, max_images: int = 2000, in_sweeps: bool = False) -> None:
+        self.max_images = max_images
+        self.reads_cases = in_sweeps or not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+
+    def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
+        """Write the page of a test."""
+        self._write(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the page of a prediction."""
+        assert isinstance(pl_module, AnomalyModule)
+        if stage == "predict" and is_first() and not pl_module.is_part:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if self.reads_cases:
+            with warned(REPORT_FILE), cases_of(trainer) as cases:
+                write_report(Path(trainer.default_root_dir), cases, self.max_images)
+
+
+def write_report(folder: Path, cases: Cases, max_images: int = 2000) -> None:
+    """Write the page of a run, from what it has left and from its cases.
+
+    Raises:
+        UserError: a file is missing or damaged.
+        OSError: the disk is full.
+    """
+    write_page(folder / REPORT_FILE, describe(folder, cases, max_images))

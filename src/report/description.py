@@ -1,0 +1,319 @@
+"""What a run's results are, for whoever shows them: the page, dashboards, comparisons. Read from what the run has left.
+
+Nothing is computed here that the run has computed: scores, metrics and curves stand in its files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from PIL import Image
+from typing_extensions import NotRequired, TypedDict
+
+from datamodules.errors import UserError
+from datamodules.images import UNREADABLE, load_image
+from datamodules.records import ANOMALOUS, NORMAL
+from src.metrics.functional import CurvePoints
+from src.report import pictures
+from src.report.cases import Cases, Table, ranked
+from src.report.table import notes_of
+from src.run.predictions import Prediction, iterate_predictions
+from src.run.results import PREDICTIONS_FILE, Metrics, Provenance, read_curves, read_metrics, read_provenance
+
+MOST_CASES_A_RANKING = 20
+
+
+class Histogram(TypedDict):
+    """Single-image scores of a category: k + 1 edges, and how many images lie between them."""
+
+    edges: list[float]
+    normal: list[int]
+    anomalous: list[int]
+    unlabelled: list[int]
+
+
+class Card(TypedDict):
+    """The data of a category, and what its scores and maps are read by.
+
+    `defects` counts the anomalous images of each folder. `mask_shares` is the smallest, the median and the largest
+    share of an image that a mask marks, of masks that are not empty; None without masks. `low` and `high` are the
+    lowest and the highest value of any of the category's maps: where the colours of all its heat maps begin and end.
+    `thresholds` are those of the best F1: `image` of the fused score, `single` of the score of an image alone, `pixel`.
+    """
+
+    images: int
+    normal: int
+    anomalous: int
+    unlabelled: int
+    defects: dict[str, int]
+    mask_shares: list[float] | None
+    vanished_masks: int | None
+    empty_masks: int | None
+    low: float
+    high: float
+    thresholds: dict[str, float]
+
+
+class ShownCase(TypedDict):
+    """An image that is shown. `ranks` says why: the name of a ranking and the place in it, counted from 1."""
+
+    id: int
+    category: str
+    image_path: str
+    label: int | None
+    single_score: float
+    image_score: float | None
+    terms: dict[str, float]
+    pixel_ap: float | None
+    mask_share: float | None
+    width: int
+    height: int
+    ranks: dict[str, int]
+    overlay: NotRequired[str]
+
+
+class Pictures(NamedTuple):
+    """The pictures of a shown image.
+
+    Attributes:
+        image: JPEG of what the model saw; as it is squashed, it is shown in the aspect of the file.
+        heat_map: PNG of the coloured map, to be laid over it.
+        outline: SVG path of the ground truth's border in a square of 1000 x 1000; empty if there is none.
+    """
+
+    image: bytes
+    heat_map: bytes
+    outline: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """The results of a run.
+
+    Attributes:
+        title: what was trained and tested.
+        kind: train, eval or predict.
+        command: what was typed.
+        reproduce: the command that runs it again; None of a prediction.
+        facts: what the run was, label and value.
+        metrics: what metrics.json holds; None of a prediction.
+        notes: what to know of the metrics.
+        fusion: how `image_score` was fused; None where there is none.
+        cards: per category.
+        curves: per category and level, see `src.metrics.functional.curve_points`.
+        histograms: per category.
+        cases: the images to show.
+        hidden: how many images are not among them.
+        palette: CSS colours of the heat maps, from low to high.
+    """
+
+    title: str
+    kind: str
+    command: str
+    reproduce: str | None
+    facts: list[tuple[str, str]]
+    metrics: Metrics | None
+    notes: list[str]
+    fusion: str | None
+    cards: dict[str, Card]
+    curves: Mapping[str, Mapping[str, CurvePoints]]
+    histograms: dict[str, Histogram]
+    cases: list[ShownCase]
+    hidden: int
+    palette: list[str]
+    _recorded: Cases
+    _root: Path
+
+    def pictures(self, category: str) -> Iterator[tuple[int, Pictures]]:
+        """The pictures of a category's shown cases, one after the other. A case whose image is gone has none."""
+        card = self.cards[category]
+        for case in self.cases:
+            if case["category"] != category:
+                continue
+            recorded, kept = self._recorded.case(case["id"]), self._recorded.picture(case["id"])
+            image = kept.image
+            if image is None:  # its features came from a cache
+                image = _read_again(self._root / case["image_path"])
+            if image is None:
+                continue
+            values = pictures.unpack_map(recorded.low, recorded.high, kept.anomaly_map)
+            yield case["id"], Pictures(image, pictures.heat_map(values, card["low"], card["high"]), kept.outline)
+
+
+def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
+    """Describe the results of a run.
+
+    Args:
+        folder: the run's folder, with provenance, predictions and, of a test, metrics and curves.
+        cases: what was recorded while the images passed.
+        max_images: show no more than so many; of more images only the ranked ones.
+
+    Raises:
+        UserError: a file is missing or damaged, or the cases are not those of the predictions.
+    """
+    provenance = read_provenance(folder)
+    if provenance is None:
+        raise UserError(f"{folder} holds no run; expected its provenance.json")
+    metrics = read_metrics(folder, None) if provenance["kind"] != "predict" else None
+    tables = {name: cases.table(name) for name in cases.categories}
+    of_categories = metrics["categories"] if metrics else {}
+    cards = {name: _card(cases, name, table, of_categories.get(name, {})) for name, table in tables.items()}
+    ranks = _ranks(tables, cards, max_images)
+    shown = sorted(ranks) if len(cases) > max_images else range(len(cases))
+    root = Path(provenance["config"]["test_data"]["root"]).expanduser()
+    rows = _rows_of(folder / PREDICTIONS_FILE, shown, len(cases))
+    fused = any(row.image_score is not None for row in rows.values())
+    tested = provenance["protocol"]["tested_on"]
+    is_predict = provenance["kind"] == "predict"
+    return Description(
+        title=f"predict {tested['title']} ({len(cases)} images)" if is_predict else provenance["protocol"]["line"],
+        kind=provenance["kind"],
+        command=provenance["command"],
+        reproduce=None if is_predict else f"python -m src.reproduce {folder}",
+        facts=_facts(provenance),
+        metrics=metrics,
+        notes=notes_of(metrics) if metrics else [],
+        fusion=_model_of(provenance).get("fusion", "the method's rule") if fused else None,
+        cards=cards,
+        curves=read_curves(folder) or {},
+        histograms={name: _histogram(table) for name, table in tables.items()},
+        cases=[_shown(cases, number, rows[number], ranks.get(number, {}), root) for number in shown],
+        hidden=len(cases) - len(shown),
+        palette=pictures.css_colours(),
+        _recorded=cases,
+        _root=root,
+    )
+
+
+def _ranks(tables: Mapping[str, Table], cards: Mapping[str, Card], max_images: int) -> dict[int, dict[str, int]]:
+    """The number of each ranked case -> its place in each ranking."""
+    count = min(MOST_CASES_A_RANKING, max(max_images // (6 * max(len(tables), 1)), 1))
+    ranks: dict[int, dict[str, int]] = {}
+    for name, table in tables.items():
+        for ranking, ids in ranked(table, cards[name]["thresholds"].get("single"), count).items():
+            for place, number in enumerate(ids, 1):
+                ranks.setdefault(number, {})[ranking] = place
+    return ranks
+
+
+def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float]) -> Card:
+    marked = table.mask_share[table.mask_share > 0]
+    has_masks = not np.isnan(table.mask_share).all()
+    thresholds = {level: metrics.get(f"{level}_F1Max_threshold") for level in ("image", "single", "pixel")}
+    folders = Counter(folder for label, folder in cases.folders(category) if label == ANOMALOUS)
+    return Card(
+        images=len(table.ids),
+        normal=int((table.label == NORMAL).sum()),
+        anomalous=int((table.label == ANOMALOUS).sum()),
+        unlabelled=int(np.isnan(table.label).sum()),
+        defects=dict(sorted(folders.items())),
+        mask_shares=[float(value) for value in np.quantile(marked, [0, 0.5, 1])] if has_masks and len(marked) else None,
+        vanished_masks=int(metrics["vanished_masks"]) if "vanished_masks" in metrics else None,
+        empty_masks=int(metrics["empty_masks"]) if "empty_masks" in metrics else None,
+        low=float(table.low.min()),
+        high=float(table.high.max()),
+        thresholds={level: value for level, value in thresholds.items() if value is not None},
+    )
+
+
+def _histogram(table: Table, bins: int = 30) -> Histogram:
+    edges = np.histogram_bin_edges(table.single_score, bins)
+    groups = {
+        "normal": table.label == NORMAL,
+        "anomalous": table.label == ANOMALOUS,
+        "unlabelled": np.isnan(table.label),
+    }
+    counts = {name: np.histogram(table.single_score[rows], edges)[0].tolist() for name, rows in groups.items()}
+    return cast(Histogram, {"edges": edges.tolist(), **counts})
+
+
+def _rows_of(path: Path, shown: Sequence[int], total: int) -> dict[int, Prediction]:
+    """The predictions of the shown cases, by number.
+
+    Raises:
+        UserError: there are not as many as cases.
+    """
+    wanted, rows, number = set(shown), {}, 0
+    for number, row in enumerate(iterate_predictions(path), 1):
+        if number - 1 in wanted:
+            rows[number - 1] = row
+    if number != total:
+        raise UserError(f"expected {total} rows in {path}, one for each picture that was recorded, but found {number}")
+    return rows
+
+
+def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int], root: Path) -> ShownCase:
+    case = cases.case(number)
+    width, height = _size_of(root / case.image_path)
+    return ShownCase(
+        id=number,
+        category=case.category,
+        image_path=case.image_path,
+        label=case.label,
+        single_score=row.single_score,
+        image_score=row.image_score,
+        terms=row.terms,
+        pixel_ap=case.pixel_ap,
+        mask_share=case.mask_share,
+        width=width,
+        height=height,
+        ranks=ranks,
+    )
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its first bytes; a square if it is gone."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return width, height
+    except UNREADABLE:
+        return 1, 1
+
+
+def _read_again(path: Path) -> bytes | None:
+    """A picture of a file, squashed as the model sees it; None if it is gone."""
+    try:
+        return pictures.jpeg(load_image(path), pictures.MAP_SIZE)
+    except UserError:
+        return None
+
+
+def _model_of(provenance: Provenance) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = provenance["config"]
+    model: Mapping[str, Any] = config.get("model", {})
+    return model
+
+
+def _facts(provenance: Provenance) -> list[tuple[str, str]]:
+    """What the run was, to read: everything is in provenance.json."""
+    config: Mapping[str, Any] = provenance["config"]
+    code, device, backbone = provenance["code"], provenance["device"], provenance["backbone"]
+    facts = [("started", provenance["started"])]
+    facts += [(f"model: {key}", str(value)) for key, value in _model_of(provenance).items()]
+    facts += [("backbone", f"{backbone.get('name')}, {backbone.get('tag') or backbone['file']}")]
+    facts += [("backbone's weights, sha256", backbone["sha256"] or "random weights")]
+    if checkpoint := provenance["checkpoint"]:
+        facts += [("checkpoint", str(checkpoint["file"])), ("checkpoint's sha256", str(checkpoint["sha256"]))]
+    if trained := provenance.get("trained_weights"):
+        facts += [("trained weights", f"{trained['file']}, selected by {trained['selected_by']}")]
+    for role, data in provenance["data"].items():
+        images = sum(counts["images"] for counts in data["categories"].values())
+        facts += [(f"{role} data", f"{images} images of {len(data['categories'])} categories, sha256 {data['sha256']}")]
+        if data["missing_categories"]:
+            facts += [(f"{role} data, categories that are not there", ", ".join(data["missing_categories"]))]
+    size = config["test_data"].get("eval_size")
+    facts += [("evaluation size", str(size)), ("seed", str(provenance["seed"]))]
+    changed = " and changes that are in no commit" if code["dirty"] else ""
+    facts += [("code", f"commit {code['commit'] or 'unknown'}{changed}")]
+    facts += [("device", f"{device['name']} ({device['type']}), precision {device['precision']}")]
+    facts += [("processes, threads", f"{device['processes']}, {device['threads']}")]
+    facts += [("packages", ", ".join(f"{name} {version}" for name, version in provenance["packages"].items()))]
+    if merged := provenance.get("merged_from"):
+        facts += [("merged from", ", ".join(merged))]
+    return facts

@@ -1,0 +1,180 @@
+# H, W = height, width of an array; S = size of the model's images
+"""Pictures of images, anomaly maps and masks, small enough for a page.
+
+A heat map's colours mean something only if the images of a category share one scale. With a scale of its own each
+image has a brightest spot, and flawless images look defective.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+UInt8Array = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.floating]
+
+MAP_SIZE = 256  # px, of maps that are kept for overlays; they are smooth, and no network gives finer ones
+HEAT_MAP_SIZE = 96  # px, of heat maps on a page, which the browser enlarges smoothly
+
+
+def _palette() -> UInt8Array:
+    """256 colours RGBA: nothing to see at the low end, red at the high end."""
+    share = np.linspace(0, 1, 256)
+    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]  # BGR -> RGB
+    alpha = np.clip(share / 0.6, 0, 1) ** 1.5
+    return np.concatenate([colours, np.rint(255 * alpha)[:, None].astype(np.uint8)], axis=1)
+
+
+PALETTE = _palette()
+"""(256, 4) uint8 RGBA, from the lowest value of a category to its highest."""
+
+
+def css_colours(count: int = 16) -> list[str]:
+    """Colours of the palette for a legend, from low to high.
+
+    Example:
+        >>> css_colours(2)
+        ['rgb(48 18 59 / 0.00)', 'rgb(122 4 3 / 1.00)']
+    """
+    chosen = PALETTE[np.linspace(0, 255, count).round().astype(int)]
+    return [f"rgb({red} {green} {blue} / {alpha / 255:.2f})" for red, green, blue, alpha in chosen.tolist()]
+
+
+def jpeg(image: UInt8Array, size: int, quality: int = 80) -> bytes:
+    """Encode (H, W, 3) RGB as JPEG, both sides at most ``size`` pixels.
+
+    Example:
+        >>> Image.open(io.BytesIO(jpeg(np.zeros((40, 60, 3), np.uint8), size=20))).size
+        (20, 20)
+    """
+    return _encoded(".jpg", _shrunk(image, size)[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, quality)
+
+
+def denormalised(image: FloatArray, mean: Sequence[float], std: Sequence[float]) -> UInt8Array:
+    """(3, S, S) as the model gets it -> (S, S, 3) RGB.
+
+    Example:
+        >>> denormalised(np.zeros((3, 1, 1), np.float32), mean=(0, 0.5, 1), std=(1, 1, 1)).tolist()
+        [[[0, 128, 255]]]
+    """
+    scale, offset = (255 * np.asarray(values, np.float32)[:, None, None] for values in (std, mean))
+    pixels = np.clip(image * scale + (offset + 0.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def pack_map(anomaly_map: FloatArray) -> tuple[float, float, bytes]:
+    """Encode a map (H, W) in 8 bits between its lowest and highest value, both sides at most `MAP_SIZE` pixels.
+
+    Returns:
+        The lowest value, the highest, and a greyscale PNG. A value is off by at most half a 255th of the range.
+
+    Example:
+        >>> low, high, png = pack_map(np.array([[-1.0, 0.0], [0.5, 1.0]]))
+        >>> low, high, unpack_map(low, high, png).round(2).tolist()
+        (-1.0, 1.0, [[-1.0, 0.0], [0.5, 1.0]])
+    """
+    low, high = float(anomaly_map.min()), float(anomaly_map.max())
+    return (
+        low,
+        high,
+        _encoded(".png", _levels(_shrunk(anomaly_map, MAP_SIZE), low, high), cv2.IMWRITE_PNG_COMPRESSION, 1),
+    )
+
+
+def unpack_map(low: float, high: float, png: bytes) -> FloatArray:
+    """Decode what `pack_map` has made.
+
+    Raises:
+        ValueError: it is no PNG.
+    """
+    levels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
+    if levels is None:
+        raise ValueError("a map is no PNG")
+    values: FloatArray = low + (high - low) * (levels.astype(np.float32) / 255)
+    return values
+
+
+def heat_map(anomaly_map: FloatArray, low: float, high: float, size: int = HEAT_MAP_SIZE) -> bytes:
+    """Colour a map (H, W) by the palette and encode it as PNG, both sides at most ``size`` pixels.
+
+    Args:
+        anomaly_map: any range.
+        low: the value of the palette's low end: the lowest of the category.
+        high: the value of its high end.
+        size: in pixels.
+
+    Example:
+        >>> png = heat_map(np.array([[0.0, 1.0]]), low=0.0, high=1.0)
+        >>> Image.open(io.BytesIO(png)).convert("RGBA").getpixel((1, 0))
+        (122, 4, 3, 255)
+    """
+    picture = Image.fromarray(_levels(_shrunk(anomaly_map, size), low, high), "P")
+    picture.putpalette(PALETTE[:, :3].tobytes())
+    content = io.BytesIO()
+    picture.save(content, "png", transparency=PALETTE[:, 3].tobytes(), compress_level=6)
+    return content.getvalue()
+
+
+def overlay(image: UInt8Array, anomaly_map: FloatArray, low: float, high: float, opacity: float = 0.7) -> UInt8Array:
+    """Lay a coloured map over its image (H, W, 3), at the image's size.
+
+    Example:
+        >>> grey = np.full((4, 4, 3), 100, np.uint8)
+        >>> overlay(grey, np.array([[0.0, 0.0], [0.0, 1.0]]), low=0.0, high=1.0)[0, 0].tolist()
+        [100, 100, 100]
+    """
+    height, width = image.shape[:2]
+    enlarged: npt.NDArray[Any] = cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    coloured = PALETTE[_levels(enlarged, low, high)]  # (H, W, 4)
+    weight = opacity / 255 * coloured[..., 3:].astype(np.float32)
+    return np.rint(image + weight * (coloured[..., :3].astype(np.float32) - image)).astype(np.uint8)
+
+
+def outline(mask: UInt8Array) -> str:
+    """The border of what a mask (H, W) {0, 1} marks, as an SVG path in a square of 1000 x 1000.
+
+    It is empty if the mask marks nothing.
+
+    Example:
+        >>> outline(np.array([[0, 0], [1, 1]], np.uint8))
+        'M0 500L0 1000L1000 1000L1000 500Z'
+    """
+    small = _shrunk(mask, MAP_SIZE)
+    height, width = small.shape
+    # Enlarged, so that the border runs along the edges of pixels and a single pixel has one, too.
+    doubled = cv2.resize(np.pad(small, 1), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    scale = np.array([1000 / width, 1000 / height])
+    paths = []
+    for contour in contours:
+        corners = np.clip(np.floor(contour[:, 0] / 2 - 1 + 0.5), 0, (width, height)) * scale
+        points = [f"{x:.0f} {y:.0f}" for x, y in corners]
+        paths.append(f"M{'L'.join(dict.fromkeys(points))}Z")
+    return "".join(paths)
+
+
+def _shrunk(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """(H, W) or (H, W, 3) with both sides at most `size`."""
+    shape = min(array.shape[1], size), min(array.shape[0], size)
+    return (
+        array if shape == (array.shape[1], array.shape[0]) else cv2.resize(array, shape, interpolation=cv2.INTER_AREA)
+    )
+
+
+def _levels(values: FloatArray, low: float, high: float) -> UInt8Array:
+    """Values as 0 to 255 of a range; of a range of nothing 0."""
+    if not high > low:
+        return np.zeros(values.shape, np.uint8)
+    levels: UInt8Array = np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+    return levels
+
+
+def _encoded(suffix: str, picture: npt.NDArray[Any], *options: int) -> bytes:
+    _, content = cv2.imencode(suffix, picture, options)
+    return content.tobytes()
