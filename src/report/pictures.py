@@ -23,12 +23,16 @@ MAP_SIZE = 256  # px, of maps that are kept for overlays; they are smooth, and n
 HEAT_MAP_SIZE = 96  # px, of heat maps on a page, which the browser enlarges smoothly
 
 
+# Yellow, orange, red, dark red: brightness falls as the value rises, so it reads the same without colour vision.
+_ANCHORS = ((255, 240, 60), (255, 200, 0), (255, 130, 0), (235, 20, 10), (125, 0, 50))
+
+
 def _palette() -> UInt8Array:
-    """256 colours RGBA: nothing to see at the low end, red at the high end."""
+    """256 colours RGBA: nothing to see at the low end, dark red at the high end."""
     share = np.linspace(0, 1, 256)
-    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]  # BGR -> RGB
-    alpha = np.clip(share / 0.6, 0, 1) ** 1.5
-    return np.concatenate([colours, np.rint(255 * alpha)[:, None].astype(np.uint8)], axis=1)
+    places = np.linspace(0, 1, len(_ANCHORS))
+    channels = [np.interp(share, places, values) for values in zip(*_ANCHORS, strict=True)]
+    return np.rint([*channels, 255 * share**1.2]).astype(np.uint8).T
 
 
 PALETTE = _palette()
@@ -40,7 +44,7 @@ def css_colours(count: int = 16) -> list[str]:
 
     Example:
         >>> css_colours(2)
-        ['rgb(48 18 59 / 0.00)', 'rgb(122 4 3 / 1.00)']
+        ['rgb(255 240 60 / 0.00)', 'rgb(125 0 50 / 1.00)']
     """
     chosen = PALETTE[np.linspace(0, 255, count).round().astype(int)]
     return [f"rgb({red} {green} {blue} / {alpha / 255:.2f})" for red, green, blue, alpha in chosen.tolist()]
@@ -112,7 +116,7 @@ def heat_map(anomaly_map: FloatArray, low: float, high: float, size: int = HEAT_
     Example:
         >>> png = heat_map(np.array([[0.0, 1.0]]), low=0.0, high=1.0)
         >>> Image.open(io.BytesIO(png)).convert("RGBA").getpixel((1, 0))
-        (122, 4, 3, 255)
+        (125, 0, 50, 255)
     """
     picture = Image.fromarray(_levels(_shrunk(anomaly_map, size), low, high), "P")
     picture.putpalette(PALETTE[:, :3].tobytes())
@@ -121,7 +125,7 @@ def heat_map(anomaly_map: FloatArray, low: float, high: float, size: int = HEAT_
     return content.getvalue()
 
 
-def overlay(image: UInt8Array, anomaly_map: FloatArray, low: float, high: float, opacity: float = 0.7) -> UInt8Array:
+def overlay(image: UInt8Array, anomaly_map: FloatArray, low: float, high: float, opacity: float = 0.85) -> UInt8Array:
     """Lay a coloured map over its image (H, W, 3), at the image's size.
 
     Example:
