@@ -14,6 +14,8 @@ import pytest
 
 from tests.golden_reference import Golden
 
+NO_REPORT = "callbacks.report=null"  # it takes a moment each time; its own tests leave this out
+
 
 class Finished(NamedTuple):
     """What a command left: its exit code, what it printed, and the folder it wrote to."""
@@ -83,12 +85,13 @@ class Cli:
 
 
 def golden_backbone(golden: Golden) -> list[str]:
-    """Overrides that run the golden CLIP on the CPU, without loader processes and a progress bar."""
+    """Overrides that run the golden CLIP on the CPU, without loader processes, a progress bar and a page."""
     return [
         f"backbone.config={golden.config_path}",
         f"backbone.pretrained={golden.weights_path}",
         "trainer=cpu",
         "~callbacks.progress",
+        NO_REPORT,
         "+trainer.enable_progress_bar=false",
         "test_data.num_workers=0",
     ]

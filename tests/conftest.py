@@ -7,7 +7,7 @@ import pytest
 
 from datamodules.demo.generate import demo_data as draw_demo_data
 from src.clip.backbone import Backbone
-from tests.cli import Cli
+from tests.cli import NO_REPORT, Cli
 from tests.golden_reference import Golden
 from tests.small_clip import build_backbone
 
@@ -53,7 +53,8 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo(demo_data: Path) -> list[str]:
     """Overrides for a quiet run of a demo experiment on the CPU."""
-    return [f"paths.data_dir={demo_data}", "trainer=cpu", "~callbacks.progress", "+trainer.enable_progress_bar=false"]
+    quiet = ["~callbacks.progress", "+trainer.enable_progress_bar=false", NO_REPORT]
+    return [f"paths.data_dir={demo_data}", "trainer=cpu", *quiet]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli import Cli, Finished, golden_backbone
+from tests.cli import NO_REPORT, Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
 
@@ -85,8 +85,8 @@ HOPELESS = ["optimizer.lr=1e-30", "trainer.max_epochs=6"]
 
 
 def without_progress(options: list[str]) -> list[str]:
-    """The list of callbacks is given anew, so there is no progress bar to take out."""
-    return [option for option in options if option != "~callbacks.progress"]
+    """The list of callbacks is given anew, so there is no progress bar and no page to take out."""
+    return [option for option in options if option not in ("~callbacks.progress", NO_REPORT)]
 
 
 def test_training_stops_when_the_held_out_categories_get_no_better(cli: Cli, train: list[str]) -> None:
@@ -151,6 +151,8 @@ def test_the_default_callbacks_stay_beside_the_optional_ones(cli: Cli, train: li
         "progress",
         "table",
         "maps",
+        "overlays",
+        "report",
         "early_stopping",
         "learning_rate",
     }

@@ -164,7 +164,9 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     of_categories = metrics["categories"] if metrics else {}
     cards = {name: _card(cases, name, table, of_categories.get(name, {})) for name, table in tables.items()}
     ranks = _ranks(tables, cards, max_images)
-    shown = sorted(ranks) if len(cases) > max_images else range(len(cases))
+    shown: Sequence[int] = range(len(cases))
+    if len(cases) > max_images:
+        shown = sorted(sorted(ranks, key=lambda number: min(ranks[number].values()))[:max_images])
     root = Path(provenance["config"]["test_data"]["root"]).expanduser()
     rows = _rows_of(folder / PREDICTIONS_FILE, shown, len(cases))
     fused = any(row.image_score is not None for row in rows.values())

@@ -1,0 +1,102 @@
+"""Pictures small enough for a page, that still show what the arrays hold."""
+
+import io
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.report.pictures import PALETTE, denormalised, heat_map, jpeg, outline, overlay, pack_map, unpack_map
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 1, (height, width)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 8)
+
+
+def test_a_packed_map_is_off_by_half_a_step_at_most() -> None:
+    anomaly_map = 0.02 * smooth(100, 80) - 3
+    low, high, png = pack_map(anomaly_map)
+    assert (low, high) == (anomaly_map.min(), anomaly_map.max())
+    assert np.abs(unpack_map(low, high, png) - anomaly_map).max() <= (high - low) / 255 / 2 * 1.01
+
+
+def test_a_map_of_one_value_comes_back() -> None:
+    assert unpack_map(*pack_map(np.full((5, 5), 0.25))).tolist() == np.full((5, 5), 0.25).tolist()
+
+
+def test_a_large_map_keeps_its_shape_and_its_values() -> None:
+    anomaly_map = smooth(600, 900)
+    low, high, png = pack_map(anomaly_map)
+    packed = unpack_map(low, high, png)
+    assert packed.shape == (256, 256)
+    assert np.abs(cv2.resize(anomaly_map, (256, 256), interpolation=cv2.INTER_AREA) - packed).max() < (high - low) / 200
+
+
+def test_what_is_no_map_is_refused() -> None:
+    for content in (b"", b"no picture"):
+        with pytest.raises(ValueError, match="PNG"):
+            unpack_map(0, 1, content)
+
+
+def rgba(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def test_images_of_a_category_share_the_scale_of_their_colours() -> None:
+    flawless, defective = np.full((8, 8), 0.1), np.linspace(0.1, 1.0, 64).reshape(8, 8)
+    assert (rgba(heat_map(flawless, 0.1, 1.0))[..., 3] == 0).all()  # with its own scale it would have a brightest spot
+    coloured = rgba(heat_map(defective, 0.1, 1.0))
+    assert coloured[-1, -1].tolist() == PALETTE[255].tolist()
+    assert (np.diff(coloured[..., 3].ravel().astype(int)) >= 0).all()
+
+
+def test_an_overlay_has_the_colours_of_the_page() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    values = smooth(64, 64)
+    low, high = float(values.min()), float(values.max())
+    coloured = rgba(heat_map(values, low, high)).astype(float)
+    weight = 0.5 * coloured[..., 3:] / 255
+    expected = (1 - weight) * image + weight * coloured[..., :3]
+    assert np.abs(overlay(image, values, low, high, opacity=0.5) - expected).max() <= 0.51
+
+
+def test_an_overlay_has_the_size_of_its_image() -> None:
+    assert overlay(np.zeros((30, 70, 3), np.uint8), smooth(10, 10), -1, 1).shape == (30, 70, 3)
+
+
+def area_of(path: str) -> float:
+    """By the shoelace formula; holes count as negative, since they run the other way round."""
+    total = 0.0
+    for part in re.findall(r"M([^Z]*)Z", path):
+        points = np.array([[float(v) for v in point.split()] for point in part.split("L")])
+        x, y = points.T
+        total += (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+    return abs(total)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (40, 20), (200, 200)])
+def test_an_outline_encloses_what_the_mask_marks(shape: tuple[int, int]) -> None:
+    mask = np.zeros(shape, np.uint8)
+    mask[2:9, 3:11] = 1
+    mask[5:7, 5:7] = 0  # a hole
+    mask[-4:, -2:] = 1  # at the border
+    mask[15, 2] = 1  # one pixel
+    assert area_of(outline(mask)) == pytest.approx(1e6 * mask.mean(), rel=0.02)
+
+
+def test_an_outline_of_nothing_is_empty() -> None:
+    assert outline(np.zeros((9, 9), np.uint8)) == ""
+    assert area_of(outline(np.ones((9, 9), np.uint8))) == 1e6
+
+
+def test_a_picture_is_what_the_model_saw() -> None:
+    generator = np.random.default_rng(0)
+    pixels = cv2.GaussianBlur(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8), (0, 0), 3)
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    normalised = ((pixels / 255 - mean) / std).transpose(2, 0, 1).astype(np.float32)
+    assert (denormalised(normalised, mean, std) == pixels).all()
+    decoded = np.asarray(Image.open(io.BytesIO(jpeg(pixels, 256))))
+    assert np.abs(decoded.astype(int) - pixels).mean() < 2
