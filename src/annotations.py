@@ -21,8 +21,14 @@ _WORDS |= dict.fromkeys(_TEXT, "text")
 def arguments_of(found: type) -> tuple[dict[str, Any], bool]:
     """The arguments of a class by name, each with its annotation, and whether it may take others.
 
-    A constructor with `**options` hands them to that of the next class in line, so the arguments of that count too. An
+    A constructor with `**options` passes them to the constructor of its base, so the base's arguments count too. An
     annotation that can't be read is `Any`.
+
+    Example:
+        >>> class Blur:
+        ...     def __init__(self, sigma: float, size: int = 5) -> None: ...
+        >>> arguments_of(Blur)
+        ({'sigma': <class 'float'>, 'size': <class 'int'>}, False)
     """
     arguments: dict[str, Any] = {}
     try:
@@ -48,7 +54,12 @@ def arguments_of(found: type) -> tuple[dict[str, Any], bool]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value can be an argument; an annotation of which nothing is plain takes any."""
+    """Whether a plain value fits an annotation. An annotation without any plain part fits every value.
+
+    Example:
+        >>> fits(3, float), fits("3", float), fits([3, 6], list[int])
+        (True, False, True)
+    """
     members = _members(annotation)
     if not any(_is_plain(member) for member in members):
         return True
@@ -58,13 +69,23 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def is_text(value: Any, annotation: Any) -> bool:
-    """Whether a number stands where text is wanted and no number is: the name of a category, say."""
+    """Whether a value is a number where only text is wanted, such as a category that is called 7.
+
+    Example:
+        >>> is_text(7, str), is_text(7, str | int)
+        (True, False)
+    """
     members = [member for member in _members(annotation) if member is not type(None)]
     return _is_number(value) and bool(members) and all(member in _TEXT for member in members)
 
 
 def in_words(annotation: Any) -> str:
-    """What an annotation takes, in words: `a whole number or null`."""
+    """What an annotation takes, in words: `a whole number or null`.
+
+    Example:
+        >>> in_words(int | None)
+        'a whole number or null'
+    """
     members = [member for member in _members(annotation) if _is_plain(member)]
     words = dict.fromkeys(_word_for(member) for member in members if not (member is int and float in members))
     return " or ".join(words)

@@ -31,7 +31,12 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class ClassSet(NamedTuple):
-    """The classes of one data set."""
+    """The classes of one data set.
+
+    Example:
+        >>> ClassSet(["bottle", "metal_nut"], data_set="mvtec").names
+        ['bottle', 'metal_nut']
+    """
 
     names: Sequence[str]
     data_set: str
@@ -42,18 +47,19 @@ class AnomalyModule(LightningModule):
 
     Args:
         method: SDP, SDP+ or another.
-        line: what is trained and tested, for whoever shows results.
+        line: what is trained and tested, for those that show results.
         test_classes: classes of the test data.
-        num_test_images: of each test class; a class is evaluated with its last image, and its maps are let go.
+        num_test_images: how many images each test class has. After its last image a class is evaluated, and its maps
+            are released.
         is_part: whether this is a part of an evaluation, which computes no metrics.
         train_classes: classes of the training data, held-out ones included; None where nothing is trained.
         val_categories: the classes that validate.
         optimizer: makes the optimizer from the trainable parameters; None where nothing is trained.
         origin: what the trained parameters say about themselves.
-        metrics_memory_gb: what the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
-        own_metrics: of the user, by name; see `BenchmarkMetrics`.
+        metrics_memory_gb: the memory that the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
+        own_metrics: the user's metrics, by name; see `BenchmarkMetrics`.
         frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
-        run_id: the same in all parts of a run that is resumed; its checkpoints carry it.
+        run_id: names the run, also when it is resumed; the run's checkpoints hold it.
 
     Attributes:
         results: the metrics of the last test.
@@ -163,7 +169,7 @@ class AnomalyModule(LightningModule):
             raise UserError(f"model.{error}") from error
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The method's loss on a batch; under several processes, this process's part of it.
+        """The method's loss on a batch; with several processes, this process's part of it.
 
         Raises:
             UserError: it is not finite. All processes find the same.

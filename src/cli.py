@@ -35,12 +35,12 @@ def run_command(name: str, command: Command) -> None:
     """Compose `conf/<name>.yaml` with the command line and run it.
 
     A user's mistake ends in one line on stderr and exit code 1; with HYDRA_FULL_ERROR=1 it has its traceback. Anything
-    else is a bug and keeps its traceback. Of a sweep, each failed trial has its line when all have been tried. SIGTERM
-    and SIGINT end in one line and exit codes 143 and 130; the processes that this one has started end with it.
+    else is a bug and keeps its traceback. After a sweep, each failed trial gets one line. SIGTERM and SIGINT end in one
+    line and exit codes 143 and 130; the processes that this one has started end with it.
 
     Args:
-        name: of the configuration; the module `src.<name>` is the command.
-        command: runs a validated configuration; what it returns is what a sweep maximises.
+        name: the configuration's name; the command is the module `src.<name>`.
+        command: runs a validated configuration, and returns what a sweep maximises.
     """
     end_with_parent()
     environment.before_composing()
@@ -124,7 +124,14 @@ def _trials() -> list[Trial]:
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Run a command that is not Hydra's. What the user can mend is one line on stderr, and a 1."""
+    """Run a command that does not use Hydra. A user's mistake gives one line on stderr and exit code 1.
+
+    Example:
+        >>> def read() -> None:
+        ...     raise UserError("there is no such folder")
+        >>> exit_code_of(read)  # writes `error: there is no such folder` to stderr
+        1
+    """
     try:
         return command() or 0
     except Exception as error:
@@ -151,7 +158,14 @@ def _tell_stop(number: int, folders: list[Path]) -> None:
 
 
 def one_line(error: BaseException) -> str | None:
-    """What to tell the user, or None if the error is not the user's."""
+    """The line that tells the user of an error; None if the error is not a user's mistake but a bug.
+
+    Example:
+        >>> one_line(UserError("expected one folder"))
+        'expected one folder'
+        >>> one_line(KeyError("a bug")) is None
+        True
+    """
     for cause in _chain(error):
         if isinstance(cause, UserError):
             return str(cause)

@@ -66,7 +66,12 @@ class FeatureCacheConfig:
 
 @dataclass
 class Config:
-    """Every key a run may have. Nodes with a `_target_` are checked against its signature instead."""
+    """Every key a run may have. Nodes with a `_target_` are checked against its signature instead.
+
+    Example:
+        >>> OmegaConf.merge(OmegaConf.structured(Config), {"seed": "7"}).seed
+        7
+    """
 
     test_data: dict[str, Any] = MISSING
     train_data: dict[str, Any] | None = None
@@ -108,6 +113,12 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
     Raises:
         UserError: an unknown key, a value of the wrong type, a value that is missing, a `_target_` that is not of the
             kind that its node stands for, settings that can't be together.
+
+    Example:
+        >>> validate(OmegaConf.create({"sede": 7}))
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: unknown configuration key 'sede'; did you mean 'seed'?
     """
     known = list(Config.__dataclass_fields__)
     for key in map(str, config):
@@ -136,10 +147,16 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
 
 
 def check_training(config: DictConfig) -> None:
-    """Check what only training reads, and what can't be together with it.
+    """Check the settings that only training reads, and those that can't be used with training.
 
     Raises:
         UserError: no optimizer, no epochs, an epoch to select that can't be, images of two sizes, a part of a test.
+
+    Example:
+        >>> check_training(OmegaConf.create({"trainer": {"max_epochs": 0}}))
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: trainer.max_epochs must be 1 or more, but got 0
     """
     epochs = config.trainer.get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:
@@ -169,7 +186,12 @@ def check_training(config: DictConfig) -> None:
 
 
 def shortcuts(trainer: DictConfig) -> list[str]:
-    """The settings under which a run does less than its data sets hold, such as `limit_test_batches=2`."""
+    """The settings under which a run does less than its data sets hold, such as `limit_test_batches=2`.
+
+    Example:
+        >>> shortcuts(OmegaConf.create({"max_epochs": 5, "limit_train_batches": 1.0, "limit_test_batches": 2}))
+        ['limit_test_batches=2']
+    """
     return [
         f"{key}={trainer[key]}"
         for key, whole in _SHORTCUTS.items()
@@ -178,7 +200,12 @@ def shortcuts(trainer: DictConfig) -> list[str]:
 
 
 def training_shortcuts(trainer: DictConfig) -> list[str]:
-    """Those of them under which it trains less."""
+    """The settings among `shortcuts` under which a run trains less.
+
+    Example:
+        >>> training_shortcuts(OmegaConf.create({"limit_train_batches": 10, "limit_test_batches": 2}))
+        ['limit_train_batches=10']
+    """
     return [one for one in shortcuts(trainer) if not one.startswith(_ONLY_EVALUATION)]
 
 

@@ -19,13 +19,13 @@ _USELESS_WARNINGS = (
 
 
 def before_composing() -> None:
-    """Have Hydra's help answer at once, and joblib's own helper be quiet.
+    """Make Hydra's `--help` fast, and silence a warning of joblib.
 
-    For its help, Hydra copies a repository, and the store of structured configs with it, once a config group: most of
-    the time it takes. All repositories share the one store now, which they only read.
+    For its help, Hydra copies the store of structured configs once for each config group, which takes most of the
+    time. Here all copies are the same store, which Hydra only reads.
 
-    When a signal ends the workers of a sweep, a process of joblib's removes what they leave, and warns of it. It has
-    this process's environment.
+    When a signal ends the workers of a sweep, a helper process of joblib removes their files and warns of it. It
+    inherits this process's environment.
     """
     quiet = "ignore:resource_tracker:UserWarning"
     if quiet not in os.environ.get("PYTHONWARNINGS", ""):
@@ -34,11 +34,11 @@ def before_composing() -> None:
 
 
 def before_running() -> None:
-    """Import Lightning, and then undo what it and torch decide for the process.
+    """Import Lightning, and then change what it and torch have set for the process.
 
-    Warnings become a line each, without the place in the code that they come from: they are for the user. Those that
-    say nothing about the run are left out. TensorFloat-32 keeps 10 bits of a float32, so it is off: a run that says 32
-    computes in 32.
+    Warnings are for the user: each becomes one line without its place in the code, and those that say nothing about the
+    run are left out. TensorFloat-32 keeps 10 bits of a float32's fraction, so it is off: a run whose precision is 32
+    computes in float32.
     """
     import lightning  # noqa: F401 - it sets a format of warnings of its own
     import torch

@@ -1,4 +1,4 @@
-"""The one way in which files are written, there whole or not at all, and the one way in which ours are read again."""
+"""How this project writes files, whole or not at all, and how it reads its own files again."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _DEEPEST = 50  # levels of a JSON file; a configuration has about 5
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Hand out a temporary name beside `path`; what was written there takes the place of `path` when the block ends.
+    """Give a temporary file name beside `path`; when the block ends, the file of that name replaces `path`.
 
-    If the block fails, `path` is left as it was and the temporary file is gone. Folders are made as needed.
+    If the block fails, `path` stays as it was and the temporary file is removed. Folders are made as needed.
 
     Args:
         path: the file to write.
@@ -35,7 +35,16 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
             out only for what can be computed again and is checked when it is read.
 
     Raises:
-        OSError: with the name of `path`, which a full disk leaves out of its own error.
+        OSError: such as a full disk; the error has the name of `path`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "scores.txt")
+        ...     with replacing(path) as temporary:
+        ...         _ = temporary.write_text("0.9")
+        ...     print(path.read_text(), temporary.exists())
+        0.9 False
     """
     # Process ids repeat between machines that share a folder; and a long name of `path` leaves no room for more.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -55,25 +64,64 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers left below a folder when they were killed. Nobody else may be writing there."""
+    """Remove the temporary files below a folder whose writers were killed. Nobody else may be writing there.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, ".0123456789abcdef.tmp").touch()  # of a writer that was killed
+        ...     remove_leftovers(Path(folder))
+        ...     print(list(Path(folder).iterdir()))
+        []
+    """
     for path in folder.rglob(".*.tmp"):
         if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
             path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file whole or not at all, see `replacing`."""
+    """Write a file whole or not at all, see `replacing`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "maps", "0.bin")  # folders are made as needed
+        ...     write_bytes(path, b"123")
+        ...     print(path.read_bytes())
+        b'123'
+    """
     with replacing(path, sync=sync) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; a file name in another encoding comes out as the bytes it was."""
+    """Write text as UTF-8. A file name in another encoding is written as the bytes that it has on disk.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_text(Path(folder, "table.md"), "| trial |")
+        ...     print(Path(folder, "table.md").read_text())
+        | trial |
+    """
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that people read too; a value that is not a number is an error, not a bare NaN."""
+    """Write indented JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, "a.json"), {"seed": 7})
+        ...     print(Path(folder, "a.json").read_text(), end="")
+        {
+          "seed": 7
+        }
+    """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -81,7 +129,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """Write a safetensors file, tensor after tensor, without a copy of them all in memory.
 
     Raises:
-        OSError: with the name of `path`; safetensors has an error of its own for a full disk.
+        OSError: such as a full disk, for which safetensors has an error of its own.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from safetensors import safe_open
+        >>> with TemporaryDirectory() as folder:
+        ...     write_tensors(Path(folder, "a.safetensors"), {"scores": torch.ones(2)}, {"unit": "percent"})
+        ...     with safe_open(Path(folder, "a.safetensors"), "pt") as file:
+        ...         print(file.get_tensor("scores"), file.metadata())
+        tensor([1., 1.]) {'unit': 'percent'}
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -98,11 +156,19 @@ def read_json(path: Path, schema: type[T]) -> T:
 
     Args:
         path: the file.
-        schema: its type, such as a TypedDict; keys that it does not name are left out of the check, and kept.
+        schema: its type, such as a TypedDict. Keys that the type does not name are kept, and not checked.
 
     Raises:
         FileNotFoundError: there is none.
         UserError: it can't be read, or is not what the project writes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "seeds.json")
+        ...     write_json(path, {"first": 1, "second": 2})
+        ...     print(read_json(path, dict[str, int]))
+        {'first': 1, 'second': 2}
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -118,6 +184,10 @@ def parsed(text: str, schema: type[T], path: Path) -> T:
 
     Raises:
         UserError: it is no JSON, or not what the project writes.
+
+    Example:
+        >>> parsed('{"seed": 7}', dict[str, int], Path("a.json"))
+        {'seed': 7}
     """
     try:
         content = json.loads(text)
@@ -132,6 +202,12 @@ def checked(content: Any, schema: type[T], path: Path) -> T:
 
     Raises:
         UserError: it is of another type; the line names the first place.
+
+    Example:
+        >>> checked({"seed": "seven"}, dict[str, int], Path("a.json"))
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: a.json is damaged: seed: Input should be a valid integer
     """
     from pydantic import TypeAdapter, ValidationError  # a fifth of a second, and not every command reads such a file
 
@@ -146,12 +222,25 @@ def checked(content: Any, schema: type[T], path: Path) -> T:
 
 
 def damaged(path: Path, reason: str) -> UserError:
-    """What to raise for a file of this project's that is not as it was written."""
+    """The error to raise for a file of this project that is not as it was written.
+
+    Example:
+        >>> print(damaged(Path("a.json"), "it has no seed"))
+        a.json is damaged: it has no seed
+    """
     return UserError(f"{path} is damaged: {reason}")
 
 
 def sha256_of(path: Path) -> str:
-    """A file's hash, to say in provenance which one it was."""
+    """A file's hash, to say in provenance which one it was.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "empty").touch()
+        ...     print(sha256_of(Path(folder, "empty"))[:8])
+        e3b0c442
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -1,4 +1,4 @@
-"""What decides, beside its input and its settings, what a computation gives: the code, and the machine.
+"""What decides the result of a computation beside its input and its settings: the code and the machine.
 
 What is kept on disk between runs carries both in its key, so that a run finds only what it would compute itself.
 """
@@ -38,11 +38,18 @@ _PROJECT = Path(__file__).resolve().parent
 
 
 class NoSource(Exception):  # noqa: N818 - no error, only a reason to do without
-    """Some code has no source that can be read; the message says which."""
+    """Some code has no source that can be read; the message says which.
+
+    Example:
+        >>> identify_code([type("TypedIn", (), {})])
+        Traceback (most recent call last):
+          ...
+        src.identity.NoSource: the source of src.identity.TypedIn can't be read, so a change of it would not show
+    """
 
 
 def identify_code(classes: Iterable[type]) -> dict[str, Any]:
-    """What tells the code of some classes, and of their bases, from any other.
+    """Identify the code of some classes and of their bases: what is returned changes whenever the code does.
 
     Of the project these are the sources in `src/models` and `src/clip`, and the file of a class that is elsewhere in
     `src`. Of other packages, such as the user's own, it is every .py file, since a method may be spread over them.
@@ -52,6 +59,12 @@ def identify_code(classes: Iterable[type]) -> dict[str, Any]:
 
     Raises:
         NoSource: a class was not read from a Python file: it was typed in, made while running, or compiled.
+
+    Example:
+        >>> from datamodules.folder import Folder
+        >>> identity = identify_code([Folder])
+        >>> identity["classes"], identity["releases"]["torch"] == version("torch")
+        (['datamodules.folder.Folder'], True)
     """
     classes = set(classes)
     by_package: dict[str, set[type]] = {}
@@ -69,12 +82,23 @@ def identify_code(classes: Iterable[type]) -> dict[str, Any]:
 
 
 def identify_releases() -> dict[str, str | None]:
-    """The versions of Python and of the packages known by it; None of one that is not there."""
+    """The versions of Python and of the packages that results depend on; None for one that is not installed.
+
+    Example:
+        >>> identify_releases()["python"] == platform.python_version()
+        True
+    """
     return {"python": platform.python_version()} | {release: _version(release) for release in _RELEASES.values()}
 
 
 def identify_machine(device: torch.device) -> list[Any]:
-    """Where a computation runs: the last digits are others on another processor, or with more or fewer threads."""
+    """Identify where a computation runs: another processor or number of threads gives other last digits.
+
+    Example:
+        >>> kind, processor, instructions, threads = identify_machine(torch.device("cpu"))
+        >>> kind, threads == torch.get_num_threads()
+        ('cpu', True)
+    """
     if device.type == "cuda":
         return [device.type, torch.cuda.get_device_name(device)]
     return [device.type, _processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]

@@ -23,7 +23,18 @@ _CLOSE = 0.65  # as difflib measures it
 
 
 def explain(error: BaseException) -> str | None:
-    """Tell in one line what Hydra, OmegaConf or YAML found wrong; None if the error is of none of them."""
+    """Tell in one line what Hydra, OmegaConf or YAML found wrong; None if the error is of none of them.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> node = OmegaConf.create({"model": {"smoothing_sigma": 8}})
+        >>> OmegaConf.set_struct(node, True)
+        >>> try:
+        ...     node.model.smoothing_sima = 4
+        ... except ConfigAttributeError as error:
+        ...     explain(error)
+        "unknown configuration key 'model.smoothing_sima'; did you mean 'model.smoothing_sigma'?"
+    """
     if isinstance(error, MarkedYAMLError):
         return _describe_yaml(error)
     if isinstance(error, MissingConfigException):
@@ -42,12 +53,18 @@ def explain(error: BaseException) -> str | None:
 
 
 def did_you_mean(name: str, known: Sequence[str], before: str = "") -> str:
-    """The end of a message about an unknown name: the one that was meant, or else all that there are.
+    """The end of a message about an unknown name: the name that was probably meant, or else all known names.
 
     Args:
         name: what was given.
         known: what there is.
         before: what stands before the name when it is typed, such as `model.`.
+
+    Example:
+        >>> did_you_mean("sede", ["seed", "trainer"])
+        "; did you mean 'seed'?"
+        >>> did_you_mean("x", ["seed", "trainer"])
+        '; known: seed, trainer'
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
     return f"; did you mean '{before}{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"

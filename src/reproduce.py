@@ -49,14 +49,13 @@ def main() -> None:
 
 
 def reproduce(folder: Path) -> int:
-    """Run again what has left this folder, in a new folder beside it, and compare.
+    """Run the recorded run again, in a new folder beside its folder, and compare the figures.
 
     Returns:
         The exit code: 0 if the figures are equal, 1 if they are not.
 
     Raises:
-        UserError: there is no finished run with metrics in the folder, or it could not be run again; or its files are
-            damaged.
+        UserError: the folder holds no finished run with metrics, its files are damaged, or the run fails this time.
     """
     before = read_record(folder)
     target = _new_folder(folder)
@@ -102,7 +101,12 @@ def read_record(folder: Path) -> Recorded:
 
 
 def compare(before: Mapping[str, float], after: Mapping[str, float], tolerance: float) -> Iterator[str]:
-    """A line for each figure that differs by more than the tolerance, or that only one run has."""
+    """A line for each figure that differs by more than the tolerance, or that only one run has.
+
+    Example:
+        >>> list(compare({"mean.image_AUROC": 0.9}, {"mean.image_AUROC": 0.8}, tolerance=0.01))
+        ['mean.image_AUROC: 0.900000 -> 0.800000 (-0.1)']
+    """
     for name in [*before, *(name for name in after if name not in before)]:
         if name not in before or name not in after:
             yield f"{name}: only in the {'first' if name in before else 'second'} run"
@@ -111,7 +115,13 @@ def compare(before: Mapping[str, float], after: Mapping[str, float], tolerance: 
 
 
 def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each thing that figures may depend on and that is not the same."""
+    """A line for each difference on which figures may depend: data, weights, code, packages, device.
+
+    Example:
+        >>> before = {"data": {}, "code": {"commit": "1a", "dirty": False}, "packages": {"torch": "2.4"}, "device": {}}
+        >>> list(explain(before, before | {"packages": {"torch": "2.5"}}))
+        ['package: torch 2.4 -> 2.5']
+    """
     for role in before["data"].keys() | after["data"].keys():
         one, other = (run["data"].get(role) or {} for run in (before, after))
         if one.get("sha256") != other.get("sha256"):
@@ -129,12 +139,23 @@ def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
 
 
 def tolerance_of(*runs: Mapping[str, Any]) -> float:
-    """How far figures may lie apart: CPU against CPU, or anything with a GPU."""
+    """How far figures may lie apart: CPU against CPU, or anything with a GPU.
+
+    Example:
+        >>> cpu, gpu = {"device": {"type": "cpu"}}, {"device": {"type": "cuda"}}
+        >>> tolerance_of(cpu, cpu), tolerance_of(cpu, gpu)
+        (1e-06, 0.01)
+    """
     return CPU_TOLERANCE if all(run["device"]["type"] == "cpu" for run in runs) else GPU_TOLERANCE
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command; its output is the user's. Returns its exit code."""
+    """Run a command; its output is the user's. Returns its exit code.
+
+    Example:
+        >>> run([sys.executable, "-c", "raise SystemExit(3)"])
+        3
+    """
     return subprocess.run(command, check=False).returncode
 
 

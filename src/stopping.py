@@ -21,7 +21,11 @@ _SECONDS_TO_END = 5
 class StoppedError(BaseException):
     """Ends a run on a signal.
 
-    It is of no type that Lightning, Hydra and joblib end a process for in ways of their own.
+    It is no Exception, KeyboardInterrupt or SystemExit, since Lightning, Hydra and joblib catch these.
+
+    Example:
+        >>> issubclass(StoppedError, Exception)  # `except Exception` lets it pass
+        False
     """
 
 
@@ -30,6 +34,16 @@ class Signals:
 
     Attributes:
         received: the number of the first signal, or None.
+
+    Example:
+        >>> signals = Signals()
+        >>> with signals.raised():
+        ...     signals.handle(signal.SIGTERM, None)  # as Python does when the signal comes
+        Traceback (most recent call last):
+          ...
+        src.stopping.StoppedError: SIGTERM
+        >>> signals.received == signal.SIGTERM
+        True
     """
 
     listening: ClassVar[Signals | None] = None
@@ -70,7 +84,19 @@ class Signals:
 
 @contextmanager
 def only_stops() -> Iterator[None]:
-    """Have the block end in a `StoppedError` if a signal came, whatever the clean-up made of the first one."""
+    """End the block in a `StoppedError` if a signal came, even if the clean-up has raised another error since.
+
+    Example:
+        >>> signals = Signals()
+        >>> with signals.raised(), only_stops():
+        ...     try:
+        ...         signals.handle(signal.SIGTERM, None)  # as Python does when the signal comes
+        ...     finally:
+        ...         raise ValueError("a file is half-written")
+        Traceback (most recent call last):
+          ...
+        src.stopping.StoppedError: SIGTERM
+    """
     try:
         yield
     except BaseException as error:
@@ -80,14 +106,21 @@ def only_stops() -> Iterator[None]:
 
 
 def listen_again() -> None:
-    """Take SIGTERM back from Lightning, which waits for the end of a batch, and with several processes may hang."""
+    """Handle SIGTERM again after Lightning has taken it: Lightning waits for a batch's end, and processes may hang."""
     if Signals.listening is not None:
         for number in _SIGNALS:
             signal.signal(number, Signals.listening.handle)
 
 
 def end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
-    """End processes, at first with the chance to end their own."""
+    """End processes. Each gets some seconds to end those that it has started, and is killed then.
+
+    Example:
+        >>> process = subprocess.Popen(["sleep", "60"], text=True)
+        >>> end_processes([process])
+        >>> process.returncode == -signal.SIGTERM
+        True
+    """
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _SECONDS_TO_END
@@ -99,7 +132,7 @@ def end_processes(processes: Iterable[subprocess.Popen[str]]) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one of this project that has started it, if one has, however that ends."""
+    """If a process of this project has started this one, end soon after that one ends, for whatever reason."""
     parent = os.getppid()
     if os.environ.get(_STARTED_BY) == str(parent):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -107,7 +140,12 @@ def end_with_parent() -> None:
 
 
 def speaks() -> bool:
-    """Whether this process tells how the run ended: of several the first one. Known before Lightning is imported."""
+    """Whether this process tells how the run ended: only the first of several does. Needs no Lightning.
+
+    Example:
+        >>> speaks()  # here is one process only
+        True
+    """
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 

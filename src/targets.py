@@ -39,13 +39,19 @@ _NESTED = ("lightning", "torch", "torchmetrics", "src", "datamodules")
 
 
 def check_targets(content: Any) -> None:
-    """Check everything that will be instantiated; whatever is wrong by its name alone, before anything is imported.
+    """Check everything that will be instantiated. What is wrong by its name alone is found before any import.
 
     Args:
         content: a configuration as plain dictionaries and lists. A number that an argument wants as text becomes text.
 
     Raises:
         UserError: a `_target_` is not of the kind that its node stands for; its class does not take a key or a value.
+
+    Example:
+        >>> check_targets({"optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": "fast"}})
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: optimizer.lr must be a number, but got fast
     """
     targets = []
     for path, value in walk(content):
@@ -67,7 +73,17 @@ def check_targets(content: Any) -> None:
 
 
 def walk(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """A plain value and all that it holds, in dictionaries and lists, each with the keys that lead to it."""
+    """A plain value and all that it holds, in dictionaries and lists, each with the keys that lead to it.
+
+    Example:
+        >>> for path, value in walk({"trainer": {"devices": [0, 1]}}):
+        ...     print(path, value)
+        () {'trainer': {'devices': [0, 1]}}
+        ('trainer',) {'devices': [0, 1]}
+        ('trainer', 'devices') [0, 1]
+        ('trainer', 'devices', '0') 0
+        ('trainer', 'devices', '1') 1
+    """
     yield path, value
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:

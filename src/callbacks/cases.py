@@ -33,6 +33,11 @@ class CaseRecorder(Callback):
     Args:
         folder: the run's folder.
         is_part: whether this is a part of an evaluation.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> callbacks = [CaseRecorder(Path("outputs"))]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, folder: Path, is_part: bool = False) -> None:

@@ -19,6 +19,16 @@ class ResumableCSVLogger(CSVLogger):
 
     Lightning deletes the table of an earlier part, or begins a second one. Rows of steps that the resumed run does once
     more are dropped. The table is written whole, so that a full disk leaves the one before.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for step, loss in ((1, 0.5), (2, 0.4)):  # a run, and its continuation
+        ...         logger = ResumableCSVLogger(folder, name="csv", version=0)
+        ...         logger.log_metrics({"loss": loss}, step)
+        ...         logger.save()
+        ...     print(Path(folder, "csv", "version_0", "metrics.csv").read_text().split())
+        ['loss,step', '0.5,1', '0.4,2']
     """
 
     @property

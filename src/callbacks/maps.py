@@ -22,6 +22,9 @@ class MapWriter(Callback):
 
     Args:
         enabled: whether to write anything.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[MapWriter()], default_root_dir="outputs/mine", logger=False)
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -65,6 +68,11 @@ def map_names(images: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Path]:
 
     Raises:
         UserError: a name leads out of the folder.
+
+    Example:
+        >>> names = map_names([("cup", "broken/000.png"), ("cup", "broken/000.jpg")])
+        >>> [str(name) for name in names.values()]
+        ['cup/broken/000.npy', 'cup/broken/000.jpg.npy']
     """
     names: dict[tuple[str, str], Path] = {}
     files: set[Path] = set()

@@ -32,6 +32,10 @@ class OverlayWriter(Callback):
 
     Args:
         enabled: whether to write anything.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[OverlayWriter()], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, enabled: bool = True) -> None:

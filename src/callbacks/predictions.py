@@ -26,6 +26,10 @@ class PredictionWriter(Callback):
 
     Raises:
         ValueError: a term has the name of another column.
+
+    Example:
+        >>> writer = PredictionWriter(Path("outputs/mine"), terms=["map_max"], rule="single")
+        >>> trainer = Trainer(callbacks=[writer], logger=False)
     """
 
     def __init__(self, folder: Path, terms: Sequence[str], rule: str | None) -> None:
@@ -65,7 +69,16 @@ class PredictionWriter(Callback):
 
 
 def rows_of(scores: Scores, batch: dict[str, Any]) -> list[Prediction]:
-    """The rows of a batch."""
+    """The rows of a batch.
+
+    Example:
+        >>> import torch
+        >>> score = torch.tensor([0.5])
+        >>> scores = Scores(torch.zeros(1, 2, 2), terms={"map_max": score}, single_score=score)
+        >>> row = rows_of(scores, {"image_path": ["0.png"], "category": ["cup"]})[0]
+        >>> row.image_path, row.label, row.terms
+        ('0.png', None, {'map_max': 0.5})
+    """
     size = len(batch["category"])
     labels = batch["label"].tolist() if "label" in batch else [None] * size
     terms = {name: values.tolist() for name, values in scores.terms.items()}

@@ -26,6 +26,10 @@ class Report(Callback):
     Args:
         max_images: how many images it shows at most; of more only the ranked ones.
         in_sweeps: whether the trials of a sweep have one, too.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[Report(max_images=200)], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, max_images: int = 2000, in_sweeps: bool = False) -> None:

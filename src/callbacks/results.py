@@ -22,6 +22,12 @@ class ResultsWriter(Callback):
 
     Args:
         folder: the run's folder.
+
+    Example:
+        >>> class Mean(Callback):
+        ...     def on_results(self, trainer, module, results):
+        ...         print(results["mean"])
+        >>> trainer = Trainer(callbacks=[Mean(), ResultsWriter(Path("outputs/mine"))], logger=False)
     """
 
     def __init__(self, folder: Path) -> None:

@@ -9,7 +9,11 @@ from src.report.table import log_table, print_table
 
 
 class ResultTable(Callback):
-    """Prints the metrics of each category, and their mean."""
+    """Prints the metrics of each category, and their mean.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[ResultTable()], logger=False)
+    """
 
     def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
         """Print them, under the line that says what was trained and tested."""

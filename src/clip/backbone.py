@@ -53,7 +53,13 @@ class BackboneSource(NamedTuple):
 
 
 def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
-    """Everything but the sentences and the machine that an embedding depends on, to keep it under."""
+    """The key under which sentence embeddings are kept: all that they depend on but the sentences and the machine.
+
+    Example:
+        >>> source = find_backbone("ViT-B-16", pretrained=None)
+        >>> json.loads(describe_text_tower(source, weights_sha256="1a2b"))[0]
+        'ViT-B-16'
+    """
     tower = [source.architecture.name, source.config, source.weights.quick_gelu, weights_sha256]
     return json.dumps([*tower, _text_sources(), identify_releases()], sort_keys=True)
 
@@ -71,13 +77,18 @@ def find_backbone(
     Args:
         name: open_clip model name; with `config`, the name under which the own architecture is registered.
         pretrained: one of open_clip's tags, the path of a weights file, or None for random weights.
-        config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`). Of both files,
-            `package:a/b` is a/b below the folder that holds this project's packages.
+        config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`). For both files,
+            `package:a/b` means a/b in the folder that holds this project's packages.
         image_size: side of the input in pixels; None is the architecture's own.
         downloads: whether to fetch a file that is not here; if not, it is left out.
 
     Raises:
         UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
+
+    Example:
+        >>> source = find_backbone("ViT-B-16", pretrained=None, image_size=240)
+        >>> source.architecture.grid_size, source.weights.path
+        (15, None)
     """
     pretrained, config = _path_of(pretrained), _path_of(config)
     # open_clip takes a name with a colon for a place to look in (hf-hub:, local-dir:), and one with a slash for a path.
@@ -112,6 +123,15 @@ class Backbone(nn.Module):
 
     Raises:
         UserError: the weights file can't be read, or does not fit the architecture.
+
+    Example:
+        >>> files = "package:experiments/demo_backbone"  # the CLIP of the demo
+        >>> source = find_backbone("demo-clip", f"{files}/demo_clip.safetensors", f"{files}/architecture.json")
+        >>> clip = Backbone(source)
+        >>> clip.encode_sentences(["a photo of a coin", "a photo of a broken coin"]).shape
+        torch.Size([2, 96])
+        >>> clip.image_tokens(torch.zeros(1, 3, 96, 96)).shape
+        torch.Size([1, 145, 96])
     """
 
     def __init__(self, source: BackboneSource, sentences: SentenceCache | None = None, compiled: bool = False) -> None:

@@ -28,6 +28,14 @@ class SentenceCache:
     Args:
         folder: where the files are.
         tower: everything but the machine and the sentences that the embeddings depend on.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     cache = SentenceCache(Path(folder), tower="my CLIP")
+        ...     cache.write(["a photo of a cup"], torch.ones(1, 2))
+        ...     print(cache.read(["a photo of a cup"]), cache.read(["a photo of a mug"]))
+        tensor([[1., 1.]]) None
     """
 
     def __init__(self, folder: Path, tower: str) -> None:

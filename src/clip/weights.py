@@ -32,6 +32,10 @@ class Weights:
         mean: the images' mean per channel, of values in [0, 1].
         std: the images' standard deviation per channel.
         quick_gelu: whether the tag was trained with QuickGELU.
+
+    Example:
+        >>> Weights().path, Weights().sha256  # random weights have no file
+        (None, None)
     """
 
     path: Path | None = None
@@ -68,6 +72,14 @@ def locate_weights(
 
     Raises:
         UserError: neither a file nor a tag; or the tag's file is not here and can't be downloaded.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "clip.pt").touch()
+        ...     weights = locate_weights("ViT-B-16", f"{folder}/clip.pt", tag_config=None, known_tags=[], download=None)
+        >>> weights.path.name
+        'clip.pt'
     """
     if pretrained is None:
         return Weights()

@@ -33,8 +33,8 @@ Entry = dict[str, Tensor | None]  # what is there of an image, by part
 class FeatureCache:
     """The frozen features of a method, and the masks at the size at which they are used.
 
-    A file's name is the hash of what it was computed from, and the key of its folder the hash of how: no file can be
-    out of date.
+    A file's name is the hash of what it was computed from, and its folder's name is the hash of everything
+    else that decides its content. So no file can be out of date.
 
     Args:
         store: where they are kept.
@@ -181,7 +181,13 @@ class FeatureCache:
 
 
 def off(reason: str) -> dict[str, Any]:
-    """Say that features are computed anew, and return that for provenance.json."""
+    """Say that features are computed anew, and return that for provenance.json.
+
+    Example:
+        >>> off("the backbone's weights are random")
+        feature cache off: the backbone's weights are random
+        {'off': "the backbone's weights are random"}
+    """
     say(f"feature cache off: {reason}")
     return {"off": reason}
 

@@ -42,7 +42,7 @@ def open_feature_cache(
         trains: whether something is trained.
 
     Returns:
-        The cache; why there is none, for the user; or None where nobody would expect one.
+        The cache; or, as text for the user, why there is none; or None where nobody would expect one.
     """
     settings = config.feature_cache
     if settings.enabled is False or (settings.enabled == AUTO and not trains):

@@ -1,4 +1,4 @@
-"""Arrays on disk, one file each: there as they were written or not at all, mapped when read, bounded in size.
+"""Arrays on disk, one file each: whole or not there, mapped when they are read, and bounded in their total size.
 
 Several processes may share a store without locks. A file is written under another name and renamed; two that write the
 same one write the same content; and one that is removed stays readable where it is mapped already.
@@ -18,7 +18,14 @@ from src.arrays import read_array, write_array
 
 
 class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
-    """What is to be stored does not fit; the message says why."""
+    """What is to be stored does not fit; the message says why.
+
+    Example:
+        >>> ArrayStore(Path("features"), max_bytes=1e9).make_room(needed=2 * 10**9, keep=())
+        Traceback (most recent call last):
+          ...
+        src.features.store.NoRoom: 2 GB are needed, feature_cache.max_gb is 1
+    """
 
 
 class ArrayStore:
@@ -27,6 +34,15 @@ class ArrayStore:
     Args:
         root: the folder; made as needed.
         max_bytes: of all its files together.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     store = ArrayStore(Path(folder), max_bytes=1e9)
+        ...     path = store.path("how", "surgery", "from_what")
+        ...     print(store.read(path), store.write(path, torch.ones(2)))
+        None tensor([1., 1.])
     """
 
     def __init__(self, root: Path, max_bytes: float) -> None:

@@ -63,6 +63,13 @@ class DualPath(nn.Module):
 
     Raises:
         ValueError: a block number is out of range, or the tap is unknown.
+
+    Example:
+        >>> from src.clip.backbone import find_backbone
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> first, last = DualPath(clip, feature_layers=[1, 4], feature_tap="reference")(torch.zeros(1, 3, 96, 96))
+        >>> last.original.shape, last.surgery.shape  # CLS and 144 patches; W = 128, D = 96
+        (torch.Size([1, 145, 128]), torch.Size([1, 145, 96]))
     """
 
     def __init__(self, backbone: Backbone, feature_layers: Sequence[int], feature_tap: FeatureTap) -> None:

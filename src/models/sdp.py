@@ -40,6 +40,14 @@ class SDP(Method):
 
     Raises:
         ValueError: a setting is out of range.
+
+    Example:
+        >>> from src.clip.backbone import find_backbone
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> sdp = SDP(clip, Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."]), representative="mean")
+        >>> sdp.text.prepare(["cup"], data_set="mine")
+        >>> sdp(torch.zeros(1, 3, 96, 96), sdp.text(["cup"])).anomaly_map.shape
+        torch.Size([1, 96, 96])
     """
 
     name = "sdp"

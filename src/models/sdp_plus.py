@@ -35,6 +35,15 @@ class SDPPlus(SDP):
 
     Raises:
         ValueError: a setting is out of range.
+
+    Example:
+        >>> from src.clip.backbone import find_backbone
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> method = SDPPlus(clip, Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."]), representative="mean")
+        >>> method.text.prepare(["cup"], data_set="mine")
+        >>> targets = Targets(mask=torch.zeros(1, 96, 96), label=torch.zeros(1))
+        >>> sorted(method.loss(method.features(torch.zeros(1, 3, 96, 96)), method.text(["cup"]), targets))
+        ['dice', 'focal', 'loss']
     """
 
     name = "sdp_plus"

@@ -33,6 +33,15 @@ class PromptEnsemble(TextFeatures):
 
     Raises:
         ValueError: unknown representative, or parameters that DBSCAN can't have.
+
+    Example:
+        >>> from src.clip.backbone import find_backbone
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> prompts = Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."])
+        >>> text = PromptEnsemble(clip, prompts, representative="mean")
+        >>> text.prepare(["cup", "mug"], data_set="mine")
+        >>> text(["mug", "cup", "mug"]).shape
+        torch.Size([3, 96, 2])
     """
 
     def __init__(

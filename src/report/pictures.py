@@ -32,7 +32,8 @@ def _palette() -> UInt8Array:
     share = np.linspace(0, 1, 256)
     places = np.linspace(0, 1, len(_ANCHORS))
     channels = [np.interp(share, places, values) for values in zip(*_ANCHORS, strict=True)]
-    return np.rint([*channels, 255 * share**1.2]).astype(np.uint8).T
+    palette: UInt8Array = np.rint([*channels, 255 * share**1.2]).astype(np.uint8).T
+    return palette
 
 
 PALETTE = _palette()
@@ -96,6 +97,10 @@ def unpack_map(low: float, high: float, png: bytes) -> FloatArray:
 
     Raises:
         ValueError: it is no PNG.
+
+    Example:
+        >>> unpack_map(*pack_map(np.array([[0.25, 0.75]]))).tolist()
+        [[0.25, 0.75]]
     """
     levels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if png else None
     if levels is None:

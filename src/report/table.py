@@ -17,7 +17,22 @@ MEAN = "mean"
 
 
 def print_table(result: BenchmarkResult, title: str) -> None:
-    """Print the metrics in percent, the user's own as they are, with notes where a figure needs one."""
+    """Print the metrics in percent, the user's own as they are, with notes where a figure needs one.
+
+    Example:
+        >>> cup = {"image_AUROC": 0.9, "pixel_AP": 0.5}
+        >>> print_table({"mean": cup, "categories": {"cup": cup}}, "no training -> test my cups")
+        no training -> test my cups
+        ┏━━━━━━━━━━┳━━━━━━━┳━━━━━━━┓
+        ┃          ┃ image ┃ pixel ┃
+        ┃ category ┃ AUROC ┃    AP ┃
+        ┡━━━━━━━━━━╇━━━━━━━╇━━━━━━━┩
+        │ cup      │  90.0 │  50.0 │
+        ├──────────┼───────┼───────┤
+        │ mean     │  90.0 │  50.0 │
+        └──────────┴───────┴───────┘
+        in percent
+    """
     (first, *names), *rows = rows_of(result)
     table = Table()
     table.add_column(str(first), no_wrap=True)
@@ -54,6 +69,11 @@ def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
     """A header, a row a category and a row of means: values as in the result, None where there is none.
 
     The user's own metrics follow the others.
+
+    Example:
+        >>> cup = {"image_AUROC": 0.9, "pixel_AP": 0.5}
+        >>> rows_of({"mean": cup, "categories": {"cup": cup}})
+        [['category', 'image_AUROC', 'pixel_AP'], ['cup', 0.9, 0.5], ['mean', 0.9, 0.5]]
     """
     shown = [name for name in METRIC_NAMES if name in result["mean"]] + _own_names(result)
     rows: list[list[str | float | None]] = [["category", *shown]]
@@ -73,7 +93,12 @@ def _own_names(result: BenchmarkResult) -> list[str]:
 
 
 def notes_of(result: BenchmarkResult) -> list[str]:
-    """What to know of the figures of a result."""
+    """What to know of the figures of a result.
+
+    Example:
+        >>> notes_of({"mean": {}, "categories": {"cup": {"vanished_masks": 2}}})
+        ['2 masks vanish at the evaluation size (see test_data.eval_size)']
+    """
     notes = []
     if own := _own_names(result):
         notes.append(f"{', '.join(own)} as computed")

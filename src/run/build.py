@@ -65,6 +65,11 @@ def find_backbone(config: DictConfig) -> BackboneSource:
 
     Raises:
         UserError: there is none of that name.
+
+    Example:
+        >>> own = {"name": "ViT-B-16", "pretrained": None, "config": None}
+        >>> find_backbone(OmegaConf.create({"backbone": own, "test_data": {"image_size": 240}})).architecture.grid_size
+        15
     """
     wanted = config.backbone
     return look_up(wanted.name, wanted.pretrained, wanted.config, config.test_data.get("image_size"), downloads=False)
@@ -74,17 +79,26 @@ def find_weights(config: DictConfig, clip: BackboneSource) -> BackboneSource:
     """The same CLIP with its weights' file, which is downloaded if it is not here.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it is not here and can't be downloaded.
     """
     wanted = config.backbone
     return look_up(wanted.name, wanted.pretrained, wanted.config, clip.architecture.image_size)
 
 
 def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
-    """A data module with images as the CLIP wants them. Its folders are read, so that what is wrong shows at once.
+    """A data module with the image size, mean and deviation of the CLIP. Its folders are read, so errors show at once.
 
     Raises:
         UserError: anything that is wrong with the options or the files' names.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     Path(root, "0.jpg").touch()
+        ...     node = OmegaConf.create({"_target_": "datamodules.folder.Folder", "root": root})
+        ...     data = build_data(node, look_up("ViT-B-16", pretrained=None))
+        ...     print(len(data.records), data.image_size)
+        1 224
     """
     images = {"image_size": clip.architecture.image_size, "mean": clip.weights.mean, "std": clip.weights.std}
     data: AnomalyDataModule = instantiate(node, **images, val_categories=list(val_categories))
@@ -104,7 +118,7 @@ def build_train_data(config: DictConfig, clip: BackboneSource) -> AnomalyDataMod
 
 
 def build_method(config: DictConfig, clip: BackboneSource) -> Method:
-    """The method with its frozen CLIP. The run's seed draws what is not loaded, such as the first projections.
+    """The method with its frozen CLIP. What is not loaded, such as new projections, is drawn with the run's seed.
 
     Raises:
         UserError: the weights don't fit, or a setting of the method is out of range.
@@ -128,6 +142,13 @@ def told_of(node: str) -> Iterator[None]:
 
     Raises:
         UserError: the block raises a ValueError, or Hydra because of one.
+
+    Example:
+        >>> with told_of("model"):
+        ...     raise ValueError("smoothing_sigma must be 0 or more pixels, but got -1")
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: model.smoothing_sigma must be 0 or more pixels, but got -1
     """
     try:
         yield
@@ -140,7 +161,7 @@ def told_of(node: str) -> Iterator[None]:
 
 
 def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_data: AnomalyDataModule | None) -> Origin:
-    """What the trained parameters will say about themselves; or what those say that are loaded, if none are trained.
+    """The origin to write with the trained parameters; if none are trained, the origin of the loaded ones.
 
     Raises:
         UserError: the data can't train the method; or see `load_weights`.
@@ -287,7 +308,12 @@ def describe(
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain dictionaries."""
+    """A configuration as plain dictionaries.
+
+    Example:
+        >>> plain(OmegaConf.create({"seed": 7, "again": "${seed}"}))
+        {'seed': 7, 'again': 7}
+    """
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}

@@ -25,11 +25,25 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 class SelectedCheckpoint(ModelCheckpoint):
-    """Keeps the epoch that is best on the held-out categories of the training data; the test data selects nothing."""
+    """Keeps the epoch that is best on the held-out categories of the training data; the test data selects nothing.
+
+    Example:
+        >>> best = SelectedCheckpoint("checkpoints", "best", monitor="val/pixel_AP", mode="max")
+        >>> trainer = Trainer(callbacks=[best], logger=False)
+    """
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and keeps the one before: a power cut or a full disk costs neither."""
+    """Writes a checkpoint beside its place, and keeps the one before: a power cut or a full disk costs neither.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for epoch in (1, 2):
+        ...         CheckpointFiles().save_checkpoint({"epoch": epoch}, Path(folder, "last.ckpt"))
+        ...     print(sorted(path.name for path in Path(folder).iterdir()))
+        ['last.ckpt', 'last.previous.ckpt']
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -49,7 +63,15 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def checkpoint_callbacks(config: DictConfig, folder: Path) -> Iterator[ModelCheckpoint]:
-    """The best epoch first: the last epoch's checkpoint holds the state of this selection and has to come after it."""
+    """What keeps the checkpoints of the best epoch, if a metric selects one, and of the last epoch, in this order.
+
+    The last epoch's checkpoint holds the state of the selection, so it is written after it.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> [one.filename for one in checkpoint_callbacks(OmegaConf.create({"select": "pixel_AP"}), Path("outputs"))]
+        ['best', 'last']
+    """
     target = folder / LAST_CHECKPOINT
     if config.select != LAST:
         yield SelectedCheckpoint(target.parent, "best", monitor=f"val/{config.select}", mode="max")
@@ -68,6 +90,11 @@ def selected_checkpoint(trainer: Trainer, folder: Path) -> tuple[Path, float | N
 
     Raises:
         UserError: it is to be selected, but no epoch was validated.
+
+    Example:
+        >>> path, score = selected_checkpoint(Trainer(logger=False), Path("outputs"))  # none is selected
+        >>> str(path), score
+        ('outputs/checkpoints/last.ckpt', None)
     """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, SelectedCheckpoint):
@@ -94,18 +121,33 @@ def _keep(path: Path, other: Path) -> None:
 
 
 def previous_checkpoint(path: Path) -> Path:
-    """Where a checkpoint is kept until the next one is whole."""
+    """Where a checkpoint is kept until the next one is whole.
+
+    Example:
+        >>> previous_checkpoint(Path("checkpoints/last.ckpt")).name
+        'last.previous.ckpt'
+    """
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def whole_checkpoint(path: Path) -> Path:
-    """Put the checkpoint before in place of one that is missing or damaged.
+    """Replace a checkpoint that is missing or damaged by the one before it.
 
     Returns:
         The path.
 
     Raises:
         UserError: neither of the two is whole.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "last.ckpt")
+        ...     for epoch in (1, 2):
+        ...         CheckpointFiles().save_checkpoint({"epoch": epoch}, path)
+        ...     _ = path.write_bytes(path.read_bytes()[:-1])  # the last byte is lost
+        ...     print(torch.load(whole_checkpoint(path), weights_only=True))
+        {'epoch': 1}
     """
     if not is_first():
         return path  # all load it after they have met, and the first has looked by then

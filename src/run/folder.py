@@ -40,6 +40,17 @@ class RunFolder:
 
     Raises:
         UserError: a finished run is there, an unfinished one of another configuration, or an unknown one's checkpoint.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as path:
+        ...     with RunFolder(Path(path), {"seed": 7}).recorded("no training -> test my cups", loggers=[]):
+        ...         print("test")
+        ...     print([file.name for file in Path(path).iterdir()])  # doctest: +ELLIPSIS
+        no training -> test my cups
+        test
+        results in ...
+        ['provenance.json']
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -95,7 +106,7 @@ class RunFolder:
     def checkpoint_to_resume(self) -> Path | None:
         """The unfinished run's last checkpoint, if it got that far.
 
-        All processes find the same: none writes before all have met, and all ask before they meet.
+        All processes find the same one, since no process writes before all have asked.
         """
         path = self.path / LAST_CHECKPOINT
         return whole_checkpoint(path) if path.is_file() or previous_checkpoint(path).is_file() else None

@@ -35,14 +35,21 @@ class Holder(TypedDict):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a folder for this process until the block ends. The system lets go of it, too, when the process dies.
+    """Lock a folder for this process until the block ends or the process dies.
 
-    Network disks pass a lock on to other machines (NFS from version 4 on Linux). Where a disk knows no locks, there is
-    a warning, and no protection.
+    On network disks the lock holds for other machines too (NFS from version 4 on Linux). On a disk without locks there
+    is a warning, and no protection.
 
     Raises:
         UserError: another process has it; the line says which.
         OSError: the folder can't be written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with locked(Path(folder)):
+        ...         print(read_json(Path(folder, ".lock.json"), Holder)["process"] == os.getpid())
+        True
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK_FILE)

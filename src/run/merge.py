@@ -56,7 +56,12 @@ _ELSEWHERE = ("paths", "logger", "callbacks", "trainer")
 
 
 class Part(NamedTuple):
-    """One part of an evaluation: the `number`-th of `total`, counted from 1."""
+    """One part of an evaluation: the `number`-th of `total`, counted from 1.
+
+    Example:
+        >>> Part(Path("outputs/part2"), 2, 4, {"kind": "predict"}).is_test
+        False
+    """
 
     folder: Path
     number: int
@@ -94,6 +99,12 @@ def check_parts(parts: Sequence[Part]) -> None:
 
     Raises:
         UserError: parts of different evaluations; parts that are missing or there twice.
+
+    Example:
+        >>> check_parts([Part(Path("outputs/part1"), 1, 2, {"kind": "eval"})])
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: expected parts 1 to 2, but no part 2 was given; run what is missing first
     """
     first = parts[0]
     for part in parts[1:]:

@@ -61,6 +61,16 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
         ValueError: if a category was already finished, and its scores are gone; or there are metrics of the user's own,
             whose states can't be joined.
         OSError: the disk is full.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> metrics = BenchmarkMetrics(["cup"], ["map_max"], "single")
+        >>> scores = torch.tensor([0.2, 0.9])
+        >>> metrics.update(["cup", "cup"], {"map_max": scores}, scores, torch.tensor([0, 1]))
+        >>> with TemporaryDirectory() as folder:
+        ...     write_state(metrics, Path(folder, "state.safetensors"))
+        ...     print(read_header(Path(folder, "state.safetensors"))["counts"])
+        {'cup': {'images': 2, 'labels': 2, 'pixels': 0}}
     """
     if metrics.finished:
         raise ValueError(f"Expected argument `metrics` to hold all scores, but {list(metrics.finished)} are finished.")
@@ -105,6 +115,18 @@ def merge_states(paths: Sequence[Path]) -> BenchmarkMetrics:
     Raises:
         UserError: a file can't be read, holds other tensors than its header says, or the files are not of the same
             categories, terms, fusion and memory.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     paths = [Path(folder, "normal.safetensors"), Path(folder, "anomalous.safetensors")]
+        ...     for label, path in enumerate(paths):
+        ...         metrics = BenchmarkMetrics(["cup"], ["map_max"], "single")
+        ...         scores = torch.tensor([0.5 * label])
+        ...         metrics.update(["cup"], {"map_max": scores}, scores, torch.tensor([label]))
+        ...         write_state(metrics, path)
+        ...     print(merge_states(paths).compute()["mean"]["image_AUROC"])
+        1.0
     """
     with ExitStack() as stack:
         files = [stack.enter_context(_opened(path)) for path in paths]

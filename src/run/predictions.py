@@ -29,6 +29,10 @@ class Prediction(NamedTuple):
         terms: the image-level terms by name.
         single_score: the score of the image on its own.
         image_score: the fused score, of a row that was read; None where the file has none.
+
+    Example:
+        >>> Prediction("broken/000.png", "cup", 1, terms={"map_max": 0.5}, single_score=0.5).terms["map_max"]
+        0.5
     """
 
     image_path: str
@@ -44,6 +48,10 @@ def columns_of(terms: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         ValueError: a column would be there twice.
+
+    Example:
+        >>> columns_of(["map_max"])
+        ('image_path', 'category', 'label', 'map_max', 'image_score', 'single_score')
     """
     columns = (*BEFORE_TERMS, *terms, *AFTER_TERMS)
     if len(set(columns)) != len(columns):
@@ -64,6 +72,14 @@ def write_predictions(path: Path, rows: Sequence[Prediction], terms: Sequence[st
     Raises:
         ValueError: there is no such rule, or it does not fit the terms.
         OSError: the disk is full.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "predictions.csv")
+        ...     write_predictions(path, [Prediction("0.png", "cup", 1, {"map_max": 0.5}, 0.5)], ["map_max"], "single")
+        ...     print(path.read_text().splitlines()[-1])
+        0.png,cup,1,0.5,0.5,0.5
     """
     image_scores = fused(rows, terms, rule) if rule else [None] * len(rows)
     text = io.StringIO()
@@ -82,6 +98,14 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises:
         UserError: it is not what the project writes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "predictions.csv")
+        ...     write_predictions(path, [Prediction("0.png", "cup", 1, {"map_max": 0.5}, 0.5)], ["map_max"], "single")
+        ...     print(read_predictions(path)[0].image_score)
+        0.5
     """
     return list(iterate_predictions(path))
 
@@ -91,6 +115,14 @@ def iterate_predictions(path: Path) -> Iterator[Prediction]:
 
     Raises:
         UserError: it is not what the project writes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> row = Prediction("cup/test/0.png", "cup", 1, {"map_max": 0.5}, single_score=0.5)
+        >>> with TemporaryDirectory() as folder:
+        ...     write_predictions(Path(folder, "predictions.csv"), [row], ["map_max"], rule=None)
+        ...     print([row.single_score for row in iterate_predictions(Path(folder, "predictions.csv"))])
+        [0.5]
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -124,7 +156,14 @@ def _prediction(row: list[str], terms: list[str], line: int) -> Prediction:
 
 
 def fused(rows: Sequence[Prediction], terms: Sequence[str], rule: str) -> list[float]:
-    """The image score of each row, fused over the rows of its category."""
+    """The image score of each row, fused over the rows of its category.
+
+    Example:
+        >>> first = Prediction("0.png", "cup", None, {"cls_score": 0.1, "map_max": 2.0}, single_score=2.1)
+        >>> second = Prediction("1.png", "cup", None, {"cls_score": 0.3, "map_max": 4.0}, single_score=4.3)
+        >>> fused([first, second], ["cls_score", "map_max"], "min_max_sum")
+        [0.0, 2.0]
+    """
     image_scores = [0.0] * len(rows)
     for category in dict.fromkeys(row.category for row in rows):
         indices = [i for i, row in enumerate(rows) if row.category == category]

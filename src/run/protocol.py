@@ -15,7 +15,17 @@ from src.run.results import DataUse
 
 
 def describe_use(data: AnomalyDataModule) -> DataUse:
-    """Which images a data module gives."""
+    """Which images a data module gives.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.folder import Folder
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "0.jpg").touch()
+        ...     use = describe_use(Folder(folder, category="cup"))
+        ...     print(use["categories"], use["images"])
+        ['cup'] 1
+    """
     held_out, used = list(data.val_categories), data.category_names
     published = set(data.published)
     is_published = not published.isdisjoint(used)
@@ -32,16 +42,30 @@ def describe_use(data: AnomalyDataModule) -> DataUse:
 
 
 class SharedImage(NamedTuple):
-    """Two files with the same content: a training image, and an image that is tested."""
+    """Two files with the same content: a training image, and an image that is tested.
+
+    Example:
+        >>> SharedImage(trained="visa/cup/000.JPG", tested="mine/a.jpg").tested
+        'mine/a.jpg'
+    """
 
     trained: str
     tested: str
 
 
 def shared_categories(train_data: AnomalyDataModule, test_data: AnomalyDataModule) -> dict[str, SharedImage]:
-    """Categories of the test data of which images are training images too, under whatever name: the first of each.
+    """Find the test categories that have images among the training images, under any name; the first image of each.
 
-    Files of one content have one size, so that only files of equal sizes are read.
+    Only files of equal sizes are read, since others can't have the same content.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.folder import Folder
+        >>> with TemporaryDirectory() as one, TemporaryDirectory() as other:
+        ...     for path in (Path(one, "0.jpg"), Path(other, "another_name.jpg")):
+        ...         _ = path.write_bytes(b"the same picture")
+        ...     print(list(shared_categories(Folder(one, category="cup"), Folder(other, category="mug"))))
+        ['mug']
     """
     by_size: dict[int, list[Path]] = {}
     for record in train_data.records:
@@ -70,6 +94,11 @@ class Protocol:
         shortcuts: settings under which less is trained or tested than these data hold.
         tests: whether the benchmark is tested at all, after training.
         trained_under: such settings of an earlier training.
+
+    Example:
+        >>> visa = {"name": "visa", "title": "VisA", "split": "test", "categories": ["candle"], "held_out": []}
+        >>> Protocol(trainable=False, trained_on=None, tested_on={**visa, "images": 200, "is_whole": False}).line
+        'no training (frozen CLIP) -> test VisA (200 images of candle)'
     """
 
     trainable: bool
@@ -134,7 +163,12 @@ class Protocol:
 
 
 def cut_by(settings: Sequence[str]) -> str:
-    """How a line ends of what was cut short by such settings."""
+    """How a line ends of what was cut short by such settings.
+
+    Example:
+        >>> cut_by(["limit_test_batches=2"])
+        ', cut short by limit_test_batches=2'
+    """
     return f", cut short by {', '.join(settings)}" if settings else ""
 
 

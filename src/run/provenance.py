@@ -38,6 +38,10 @@ def describe_code() -> dict[str, Any]:
     """The commit this code is at and whether it was changed since; both None outside a checkout.
 
     A new file is a change if it is Python or lies among code and configuration: results beside them are none.
+
+    Example:
+        >>> sorted(describe_code())
+        ['commit', 'dirty']
     """
     folder = Path(__file__).resolve().parents[2]
 
@@ -56,7 +60,12 @@ def describe_code() -> dict[str, Any]:
 
 
 def describe_packages() -> dict[str, str]:
-    """Versions of Python and of the packages that a number can depend on."""
+    """Versions of Python and of the packages that a number can depend on.
+
+    Example:
+        >>> describe_packages()["torch"] == metadata.version("torch")
+        True
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -67,7 +76,13 @@ def describe_packages() -> dict[str, str]:
 
 
 def describe_device(trainer: Trainer) -> dict[str, Any]:
-    """Where the run computes, and in which precision it really does."""
+    """Where the run computes, and in which precision it really does.
+
+    Example:
+        >>> device = describe_device(Trainer(accelerator="cpu", logger=False))
+        >>> device["type"], device["precision"], device["processes"]
+        ('cpu', '32-true', 1)
+    """
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -91,5 +106,10 @@ def describe_command() -> str:
 
 
 def now() -> str:
-    """The time in UTC."""
+    """The time in UTC.
+
+    Example:
+        >>> datetime.fromisoformat(now()).utcoffset().total_seconds()
+        0.0
+    """
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -154,6 +154,10 @@ def read_provenance(folder: Path) -> Provenance | None:
 
     Raises:
         UserError: the file is damaged.
+
+    Example:
+        >>> read_provenance(Path("outputs/no_run")) is None
+        True
     """
     try:
         return read_json(folder / PROVENANCE_FILE, Provenance)
@@ -166,6 +170,12 @@ def read_finished(folder: Path) -> Provenance:
 
     Raises:
         UserError: there is no run, it has not finished, or the file is damaged.
+
+    Example:
+        >>> read_finished(Path("outputs/no_run"))
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: outputs/no_run holds no run; expected its provenance.json
     """
     provenance = read_provenance(folder)
     if provenance is None:
@@ -180,6 +190,14 @@ def read_metrics(folder: Path, provenance: Provenance | None) -> Metrics | None:
 
     Raises:
         UserError: the file is damaged, or another than the run has written.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from src.files import write_json
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, METRICS_FILE), {"mean": {"image_AUROC": 0.9}, "categories": {}})
+        ...     print(read_metrics(Path(folder), provenance=None)["mean"])
+        {'image_AUROC': 0.9}
     """
     if provenance and METRICS_FILE in provenance.get("files", ()):
         check_written(folder, provenance, METRICS_FILE)
@@ -190,7 +208,16 @@ def read_metrics(folder: Path, provenance: Provenance | None) -> Metrics | None:
 
 
 def write_curves(folder: Path, curves: Mapping[str, Mapping[str, CurvePoints]]) -> None:
-    """Write a test's curves, by category and level."""
+    """Write a test's curves, by category and level.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> points: CurvePoints = {"threshold": [0.5], "fpr": [0.0], "recall": [1.0], "precision": [1.0]}
+        >>> with TemporaryDirectory() as folder:
+        ...     write_curves(Path(folder), {"cup": {"image": points}})
+        ...     print(read_curves(Path(folder)) == {"cup": {"image": points}})
+        True
+    """
     write_text(folder / CURVES_FILE, json.dumps(curves, allow_nan=False) + "\n")
 
 
@@ -199,6 +226,12 @@ def read_curves(folder: Path) -> dict[str, dict[str, CurvePoints]] | None:
 
     Raises:
         UserError: the file is damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     print(read_curves(Path(folder)))
+        None
     """
     path = folder / CURVES_FILE
     try:
@@ -213,7 +246,15 @@ def read_curves(folder: Path) -> dict[str, dict[str, CurvePoints]] | None:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """The hashes of a run's results, to record at its end."""
+    """The hashes of a run's results, to record at its end.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, METRICS_FILE).touch()
+        ...     print(list(hashes_of(Path(folder))))
+        ['metrics.json']
+    """
     return {name: sha256_of(folder / name) for name in HASHED if (folder / name).is_file()}
 
 
@@ -222,6 +263,14 @@ def check_written(folder: Path, provenance: Provenance, name: str) -> Path:
 
     Raises:
         UserError: it is missing, or another.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, METRICS_FILE).touch()
+        ...     provenance = {"files": hashes_of(Path(folder))}
+        ...     print(check_written(Path(folder), provenance, METRICS_FILE).name)
+        metrics.json
     """
     path = folder / name
     recorded = provenance.get("files", {}).get(name)

@@ -24,9 +24,9 @@ def serve_features(
     test_data: AnomalyDataModule,
     train_data: AnomalyDataModule | None = None,
 ) -> None:
-    """Take the frozen tower's part of the work from disk, where that is possible.
+    """Have frozen features read from disk where that is possible, and compute those that are missing.
 
-    All of it before Lightning starts further processes, so that these find what the first one has computed.
+    This is done before Lightning starts further processes, so that they find what the first one has computed.
     """
     cache = open_feature_cache(config, clip, module.method, trainer, trains=train_data is not None)
     if cache is None:

@@ -53,17 +53,39 @@ class TrainedWeights(NamedTuple):
 
 
 def write_trained_weights(path: Path, method: Method, origin: Origin) -> None:
-    """Write the trained parameters alone, to hand to others (safetensors; the origin stands in its header)."""
+    """Write the trained parameters alone, to hand to others (safetensors; the origin stands in its header).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from src.clip.backbone import Backbone, find_backbone
+        >>> from src.models.prompts import Prompts
+        >>> from src.models.sdp_plus import SDPPlus
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> method = SDPPlus(clip, Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."]))
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "mine.safetensors")
+        ...     write_trained_weights(path, method, Origin(epochs=5))
+        ...     weights = read_trained_weights(path)
+        ...     load_trained_weights(method, weights, path)
+        >>> weights.origin, len(weights.state)  # a weight and a bias for each of 4 levels
+        ({'epochs': 5}, 8)
+    """
     state = {name: p.detach().cpu().contiguous() for name, p in method.trainable_parameters().items()}
     check_finite(state)
     write_bytes(path, save(state, metadata={ORIGIN: json.dumps(origin)}))
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse to write parameters with which every score would be NaN.
+    """Refuse parameters that are NaN or infinite: with them every score would be NaN.
 
     Raises:
         UserError: some are NaN or infinite.
+
+    Example:
+        >>> check_finite({"projections.0.weight": torch.tensor([1.0, torch.nan])})
+        Traceback (most recent call last):
+          ...
+        datamodules.errors.UserError: the trained weights are not finite (projections.0.weight), so they are not written
     """
     broken = [name for name, values in state.items() if not values.isfinite().all()]
     if broken:
@@ -75,6 +97,14 @@ def read_trained_weights(path: Path) -> TrainedWeights:
 
     Raises:
         UserError: there is no such file, it is none of the three, or it holds something else than trained weights.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "reference.pth")
+        ...     torch.save({"linear_layers": {"0.weight": torch.zeros(2, 2)}}, path)
+        ...     print(list(read_trained_weights(path).state))
+        ['projections.0.weight']
     """
     if not path.is_file():
         raise UserError(f"ckpt_path: expected a file, but there is none at {path}")

@@ -23,7 +23,11 @@ _STRATEGIES = ("ddp", "auto")
 
 
 class Ending(Callback):
-    """Has a signal or an error end all processes of a run."""
+    """Has a signal or an error end all processes of a run.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[Ending()], logger=False)
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM back from Lightning, which has taken it when this is called."""
@@ -93,7 +97,13 @@ def _check_processes(trainer: Trainer, strategy: str) -> None:
 
 
 def effective_precision(trainer: DictConfig) -> str:
-    """The precision that will run: a CPU has no float16 autocast to speak of, so there 16-mixed becomes bf16-mixed."""
+    """The precision that will run: a CPU has no float16 autocast to speak of, so there 16-mixed becomes bf16-mixed.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> effective_precision(OmegaConf.create({"accelerator": "cpu", "precision": "16-mixed"}))
+        'bf16-mixed'
+    """
     precision = str(trainer.get("precision") or "32-true")
     accelerator = trainer.get("accelerator", "auto")
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()

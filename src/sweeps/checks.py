@@ -39,6 +39,10 @@ class SweepRefusedError(BaseException):
 
     Attributes:
         reason: what the callback would have raised.
+
+    Example:
+        >>> SweepRefusedError(UserError("there is no train_data")).reason
+        UserError('there is no train_data')
     """
 
     def __init__(self, reason: Exception) -> None:
@@ -49,7 +53,7 @@ class SweepRefusedError(BaseException):
 class SweepCallback(Callback):
     """What Hydra calls before a sweep, see `conf/hydra/default.yaml`.
 
-    The sweep's folder is locked from the first to the second, or for as long as the process lives.
+    The sweep's folder is locked from the start of the sweep to its end, or until the process dies.
     """
 
     def __init__(self) -> None:
@@ -174,7 +178,16 @@ def _mistake_in(config: DictConfig, overrides: list[str]) -> UserError | None:
 
 
 def read_sweep(folder: Path) -> Sweep | None:
-    """Read which sweep a folder is of; None if that is not written down."""
+    """Read which sweep a folder is of; None if that is not written down.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> sweep: Sweep = {"command": "train", "overrides": ["seed=1,2"], "sweeper": {}, "objective": None}
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, SWEEP_FILE), sweep)
+        ...     print(read_sweep(Path(folder))["overrides"])
+        ['seed=1,2']
+    """
     try:
         return read_json(folder / SWEEP_FILE, Sweep)
     except FileNotFoundError:

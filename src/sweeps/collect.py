@@ -40,6 +40,10 @@ class Row:
         values: the objective and the metrics, in [0, 1] but for the user's own; what there is not is absent.
         note: why there are no values.
         best_in: the values in which this setting is the best of several.
+
+    Example:
+        >>> Row("mean of 3", {"optimizer.lr": "0.1"}, {"pixel_AP": 0.5}).note
+        ''
     """
 
     label: str
@@ -70,6 +74,20 @@ def collect(folder: Path) -> str:
 
     Raises:
         UserError: there is no sweep in the folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from src.files import write_json
+        >>> with TemporaryDirectory() as folder:
+        ...     for number, lr, objective in ((0, 0.1, 0.4), (1, 0.2, 0.6)):
+        ...         trial = Trial(number, [f"optimizer.lr={lr}"], "finished", objective)
+        ...         write_json(Path(folder, str(number), "trial.json"), trial._asdict())
+        ...     for line in collect(Path(folder)).splitlines()[-4:]:
+        ...         print(line)
+        | trial | optimizer.lr | objective | note |
+        | --- | --- | ---: | --- |
+        | 0 | 0.1 | 40.00 |  |
+        | 1 | 0.2 | **60.00** |  |
     """
     trials = list(read_trials(folder))
     if not trials:
@@ -104,7 +122,13 @@ def _add_protocols(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def with_summaries(trials: Sequence[Row]) -> list[Row]:
-    """The trials, setting by setting, each with its mean and deviation if it has several; the best marked."""
+    """The trials, setting by setting, each with its mean and deviation if it has several; the best marked.
+
+    Example:
+        >>> trials = [Row("0", {"seed": "1"}, {"pixel_AP": 0.25}), Row("1", {"seed": "2"}, {"pixel_AP": 0.75})]
+        >>> [row.label for row in with_summaries(trials)], with_summaries(trials)[2].values
+        (['0', '1', 'mean of 2', 'std'], {'pixel_AP': 0.5})
+    """
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in trials:
         setting = tuple(sorted((key, value) for key, value in row.settings.items() if key != SEED))

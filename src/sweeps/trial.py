@@ -34,6 +34,10 @@ class Trial(NamedTuple):
         status: `running` (or stopped), `finished` or `failed`.
         objective: what an optimising sweep maximises; None if nothing is selected.
         error: why it failed or was stopped, in one line.
+
+    Example:
+        >>> Trial(3, ["optimizer.lr=9"], "failed", error="the loss of step 1 is not finite").line
+        'trial 3 (optimizer.lr=9): the loss of step 1 is not finite'
     """
 
     number: int
@@ -59,7 +63,7 @@ class TrialRecord(TypedDict):
 
 
 def current_trial() -> Trial:
-    """The trial that Hydra has started in this process: new, or as it was left if it is not to be tried again.
+    """The trial that Hydra has started in this process: a new one, or an earlier one that is not run again.
 
     Raises:
         UserError: its folder holds a finished trial with other overrides.
@@ -75,7 +79,13 @@ def current_trial() -> Trial:
 
 
 def is_search(sweeper: DictConfig) -> bool:
-    """Whether a sweeper chooses trials by the results of earlier ones, instead of trying all that it is given."""
+    """Whether a sweeper chooses trials by the results of earlier ones, instead of trying all that it is given.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> is_search(OmegaConf.create({"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}))
+        True
+    """
     return bool(sweeper._target_ != _BASIC_SWEEPER)
 
 
@@ -93,7 +103,15 @@ def write_trial(trial: Trial) -> None:
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """What a trial has left in its folder, or None if it has not been started."""
+    """What a trial has left in its folder, or None if it has not been started.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, TRIAL_FILE), Trial(0, ["seed=1"], "finished", 0.5)._asdict())
+        ...     print(read_trial(Path(folder)).objective)
+        0.5
+    """
     try:
         content = dict(read_json(folder / TRIAL_FILE, TrialRecord))
     except FileNotFoundError:
@@ -102,7 +120,15 @@ def read_trial(folder: Path) -> Trial | None:
 
 
 def read_trials(sweep: Path) -> Iterator[Trial]:
-    """The trials of a sweep that were started, by number."""
+    """The trials of a sweep that were started, by number.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_json(Path(folder, "0", TRIAL_FILE), Trial(0, ["seed=1"])._asdict())
+        ...     print([trial.status for trial in read_trials(Path(folder))])
+        ['running']
+    """
     for folder in sorted((path for path in sweep.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name)):
         trial = read_trial(folder)
         if trial is not None:
@@ -112,7 +138,13 @@ def read_trials(sweep: Path) -> Iterator[Trial]:
 
 
 def starts_processes(trainer: DictConfig) -> bool:
-    """Whether Lightning may start further processes for a run with these settings."""
+    """Whether Lightning may start further processes for a run with these settings.
+
+    Example:
+        >>> from omegaconf import OmegaConf
+        >>> starts_processes(OmegaConf.create({"devices": 1})), starts_processes(OmegaConf.create({"devices": 2}))
+        (False, True)
+    """
     devices = trainer.get("devices", "auto")
     is_one = len(devices) == 1 if isinstance(devices, ListConfig) else devices in (1, "1")
     return not is_one or trainer.get("num_nodes", 1) != 1
@@ -121,8 +153,8 @@ def starts_processes(trainer: DictConfig) -> bool:
 def run_in_new_process(command: str) -> float | None:
     """Run the current trial by a command line of its own.
 
-    Lightning starts the other processes of a run by the command line over again. Of a sweep that would be the sweep's:
-    each process would draw its own hyperparameters.
+    Lightning starts the other processes of a run by repeating the command line. In a sweep that would be the sweep's
+    own: each process would draw its own hyperparameters.
 
     Returns:
         The objective that the run has written down.

@@ -49,7 +49,7 @@ def described(cli: Cli, command: str, *overrides: str, name: str = "run") -> tup
 
 
 def test_every_number_is_one_that_the_run_has_left(tested: tuple[Finished, Description, dict], data: Path) -> None:
-    run, description, shown = tested
+    run, description, _ = tested
     assert description.metrics == run.metrics
     assert description.curves == json.loads((run.folder / "curves.json").read_text())
     assert description.title == run.provenance["protocol"]["line"]
