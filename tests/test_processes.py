@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.cli import NO_REPORT
+from tests.report.pages import facts_of, pictures_of
+
 ROOT = Path(__file__).parents[1]
 # 27 batches to train on, of which the last has fewer images than there are processes.
 TRAIN = [
@@ -57,7 +60,21 @@ def losses_of(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def quiet(demo: list[str]) -> list[str]:
-    return [*TRAIN, *demo]
+    return [*TRAIN, *shown(demo)]
+
+
+def shown(options: list[str]) -> list[str]:
+    """The options, with a page."""
+    return [option for option in options if option != NO_REPORT]
+
+
+def pages_agree(folder: Path, other: Path) -> bool:
+    """Whether the pages show the same cases, each with a picture, and figures that differ by rounding only."""
+    one, two = (facts_of(path)["cases"] for path in (folder, other))
+    assert [case["image_path"] for case in one] == [case["image_path"] for case in two]
+    for key in ("single_score", "pixel_ap", "mask_share"):
+        assert [case[key] for case in one] == pytest.approx([case[key] for case in two], abs=1e-4)
+    return pictures_of(folder).keys() == pictures_of(other).keys() == {str(case["id"]) for case in two}
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +99,28 @@ def test_several_processes_train_and_test_as_one_does(
     assert [row.split(",")[:3] for row in rows] == [row.split(",")[:3] for row in expected]
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["device"]["processes"] == processes
+    assert pages_agree(folder, alone)
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_a_process_without_an_image_takes_part_in_a_prediction(
     demo: list[str], demo_data: Path, tmp_path: Path
 ) -> None:
     [images] = demo_data.glob("demo/*/coin/test")
-    own = ["+exp=sdp_demo", *demo, f"test_data.root={images}", "test_data.category=coin", "test_data.batch_size=100"]
+    own = [
+        "+exp=sdp_demo",
+        *shown(demo),
+        f"test_data.root={images}",
+        "test_data.category=coin",
+        "test_data.batch_size=100",
+    ]
     run("predict", tmp_path / "1", *own)
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     run("predict", tmp_path / "2", *(option for option in own if option != "trainer=cpu"), *ddp)
     one, two = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in "12")
     assert one == two
     assert len(one) > 40
+    assert pictures_of(tmp_path / "1") == pictures_of(tmp_path / "2")
 
 
 def test_a_run_killed_within_an_epoch_ends_as_if_it_had_not_been(quiet: list[str], alone: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class CaseRecorder(Callback):
         self.mean, self.std = data.mean, data.std
         self.size = 2 * SMALL if len(data.tested_records) <= FEW else SMALL
         try:
-            self._writer = CaseWriter(_file_of(self.folder, trainer.global_rank))
+            self._writer = CaseWriter(_file_of(self.folder, trainer.global_rank), data.root.absolute(), data.bits)
         except OSError as error:
             self._give_up(error)
 

@@ -10,7 +10,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from datamodules.base import AnomalyDataModule
 from datamodules.images import load_image
 from src.anomaly_module import AnomalyModule
 from src.callbacks.cases import cases_of
@@ -53,19 +52,16 @@ class OverlayWriter(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         if self.reads_cases:
-            data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
             with warned(OVERLAYS), cases_of(trainer) as cases:
-                write_overlays(Path(trainer.default_root_dir), cases, data.root, data.bits)
+                write_overlays(Path(trainer.default_root_dir), cases)
 
 
-def write_overlays(folder: Path, cases: Cases, root: Path, bits: int | None = None) -> None:
+def write_overlays(folder: Path, cases: Cases) -> None:
     """Write the overlay of every case.
 
     Args:
         folder: the run's folder.
         cases: what was recorded while the images passed.
-        root: of the images.
-        bits: of 16-bit images, see `datamodules.images.open_image`.
 
     Raises:
         UserError: an image is gone or can't be read any more.
@@ -75,9 +71,9 @@ def write_overlays(folder: Path, cases: Cases, root: Path, bits: int | None = No
     ranges = {name: (float(table.low.min()), float(table.high.max())) for name, table in tables.items()}
     names = map_names((case.category, case.image_path) for case in map(cases.case, range(len(cases))))
 
-    def write(case: Case, anomaly_map: FloatArray) -> None:
+    def write(case: Case, image_file: Path, bits: int | None, anomaly_map: FloatArray) -> None:
         name = names[case.category, case.image_path].with_suffix(".png")
-        blended = overlay(load_image(root / case.image_path, bits, _say_nothing), anomaly_map, *ranges[case.category])
+        blended = overlay(load_image(image_file, bits, _say_nothing), anomaly_map, *ranges[case.category])
         with replacing(folder / OVERLAYS / name, sync=False) as temporary:
             Image.fromarray(blended).save(temporary, "png", compress_level=1)
 
@@ -86,8 +82,9 @@ def write_overlays(folder: Path, cases: Cases, root: Path, bits: int | None = No
         for start in range(0, len(cases), 4 * threads):  # a few at a time: memory is bounded
             numbers = range(start, min(start + 4 * threads, len(cases)))
             some = [(cases.case(number), cases.picture(number)) for number in numbers]
+            files, bits = [cases.image_file(number) for number in numbers], [cases.bits(number) for number in numbers]
             maps = [unpack_map(case.low, case.high, picture.anomaly_map) for case, picture in some]
-            for _ in pool.map(write, [case for case, _ in some], maps):
+            for _ in pool.map(write, [case for case, _ in some], files, bits, maps):
                 pass
 
 

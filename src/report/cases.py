@@ -29,6 +29,7 @@ CREATE TABLE cases (
     id INTEGER PRIMARY KEY, category BLOB, image_path BLOB, label INTEGER, single_score REAL,
     pixel_ap REAL, mask_share REAL, low REAL, high REAL
 );
+CREATE TABLE source (root BLOB, bits INTEGER);
 CREATE INDEX by_category ON cases (category);
 CREATE TABLE pictures (id INTEGER PRIMARY KEY, image BLOB, anomaly_map BLOB, outline TEXT);
 """
@@ -56,11 +57,6 @@ class Case(NamedTuple):
     mask_share: float | None
     low: float
     high: float
-
-    @property
-    def folder(self) -> str:
-        """The name of the image's folder: that of its defect, where a data set is laid out so."""
-        return PurePosixPath(self.image_path).parent.name
 
 
 class Picture(NamedTuple):
@@ -104,6 +100,8 @@ class CaseWriter:
 
     Args:
         path: the file; one that is there is replaced.
+        root: the folder that the images' paths are relative to.
+        bits: of 16-bit images, see `datamodules.images.open_image`.
 
     Raises:
         OSError: it can't be written.
@@ -112,15 +110,15 @@ class CaseWriter:
         >>> from tempfile import TemporaryDirectory
         >>> case = Case("cup", "cup/bad/0.png", 1, 0.75, pixel_ap=0.5, mask_share=0.1, low=0.0, high=1.0)
         >>> with TemporaryDirectory() as folder:
-        ...     writer = CaseWriter(Path(folder, "cases"))
+        ...     writer = CaseWriter(Path(folder, "cases"), root=Path("data"))
         ...     writer.add([(case, Picture(None, b"", ""))])
         ...     writer.close()
         ...     with Cases([Path(folder, "cases")]) as cases:
-        ...         print(cases.categories, cases.case(0).folder)
-        ['cup'] bad
+        ...         print(cases.categories, cases.image_file(0).as_posix())
+        ['cup'] data/cup/bad/0.png
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path, bits: int | None = None) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -129,6 +127,7 @@ class CaseWriter:
             self._file = sqlite3.connect(_address(path, "nolock=1"), uri=True, isolation_level=None)
             # It can be made again, so nothing waits for the disk.
             self._file.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
+            self._file.execute("INSERT INTO source VALUES (?, ?)", (os.fsencode(root), bits))
 
     def add(self, cases: Sequence[tuple[Case, Picture]]) -> None:
         """Write a batch; when this returns, other processes can read it.
@@ -221,9 +220,24 @@ class Cases:
         """The picture of a case by its number."""
         return Picture(*self._row("image, anomaly_map, outline FROM pictures", number))
 
+    def image_file(self, number: int) -> Path:
+        """Where the image of a case lay when it was tested."""
+        return Path(os.fsdecode(self._source(number)[0])) / self.case(number).image_path
+
+    def bits(self, number: int) -> int | None:
+        """How many bits of a 16-bit image were used."""
+        bits: int | None = self._source(number)[1]
+        return bits
+
+    def _source(self, number: int) -> tuple[Any, ...]:
+        return next(self._rows(self._file_of(number), "SELECT root, bits FROM source"))
+
     def _row(self, columns: str, number: int) -> tuple[Any, ...]:
-        file = int(np.searchsorted(self._starts, number, side="right")) - 1
+        file = self._file_of(number)
         return next(self._rows(file, f"SELECT {columns} WHERE id = ?", number - self._starts[file] + 1))
+
+    def _file_of(self, number: int) -> int:
+        return int(np.searchsorted(self._starts, number, side="right")) - 1
 
     def _rows(self, number: int, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         path, file = self._files[number]

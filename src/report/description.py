@@ -127,7 +127,6 @@ class Description:
     hidden: int
     palette: list[str]
     _recorded: Cases
-    _root: Path
 
     def pictures(self, category: str) -> Iterator[tuple[int, Pictures]]:
         """The pictures of a category's shown cases, one after the other. A case whose image is gone has none."""
@@ -138,7 +137,8 @@ class Description:
             recorded, kept = self._recorded.case(case["id"]), self._recorded.picture(case["id"])
             image = kept.image
             if image is None:  # its features came from a cache
-                image = _read_again(self._root / case["image_path"])
+                number = case["id"]
+                image = _read_again(self._recorded.image_file(number), self._recorded.bits(number))
             if image is None:
                 continue
             values = pictures.unpack_map(recorded.low, recorded.high, kept.anomaly_map)
@@ -167,7 +167,6 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     shown: Sequence[int] = range(len(cases))
     if len(cases) > max_images:
         shown = sorted(sorted(ranks, key=lambda number: min(ranks[number].values()))[:max_images])
-    root = Path(provenance["config"]["test_data"]["root"]).expanduser()
     rows = _rows_of(folder / PREDICTIONS_FILE, shown, len(cases))
     fused = any(row.image_score is not None for row in rows.values())
     tested = provenance["protocol"]["tested_on"]
@@ -184,11 +183,10 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         cards=cards,
         curves=read_curves(folder) or {},
         histograms={name: _histogram(table) for name, table in tables.items()},
-        cases=[_shown(cases, number, rows[number], ranks.get(number, {}), root) for number in shown],
+        cases=[_shown(cases, number, rows[number], ranks.get(number, {})) for number in shown],
         hidden=len(cases) - len(shown),
         palette=pictures.css_colours(),
         _recorded=cases,
-        _root=root,
     )
 
 
@@ -249,9 +247,9 @@ def _rows_of(path: Path, shown: Sequence[int], total: int) -> dict[int, Predicti
     return rows
 
 
-def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int], root: Path) -> ShownCase:
+def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int]) -> ShownCase:
     case = cases.case(number)
-    width, height = _size_of(root / case.image_path)
+    width, height = _size_of(cases.image_file(number))
     return ShownCase(
         id=number,
         category=case.category,
@@ -278,10 +276,10 @@ def _size_of(path: Path) -> tuple[int, int]:
         return 1, 1
 
 
-def _read_again(path: Path) -> bytes | None:
+def _read_again(path: Path, bits: int | None) -> bytes | None:
     """A picture of a file, squashed as the model sees it; None if it is gone."""
     try:
-        return pictures.jpeg(load_image(path), pictures.MAP_SIZE)
+        return pictures.jpeg(load_image(path, bits, lambda line: None), pictures.MAP_SIZE)
     except UserError:
         return None
 

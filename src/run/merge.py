@@ -184,9 +184,8 @@ def _show(parts: Sequence[Part], out: Path) -> None:
         with warned(REPORT_FILE):
             write_report(out, cases)
         if config.get("save_overlays"):
-            data = config["test_data"]
             with warned(OVERLAYS):
-                write_overlays(out, cases, Path(data["root"]).expanduser(), data.get("bits"))
+                write_overlays(out, cases)
 
 
 def _refuse_a_run(out: Path) -> None:

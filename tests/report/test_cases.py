@@ -21,7 +21,7 @@ def picture_of(number: int) -> Picture:
 
 
 def write(path: Path, numbers: range, category: str = "cup") -> Path:
-    writer = CaseWriter(path)
+    writer = CaseWriter(path, path.parent)
     for number in numbers:
         writer.add([(case_of(number, category), picture_of(number))])
     writer.close()
@@ -42,7 +42,7 @@ def test_several_files_are_read_as_one_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_a_process_has_added_another_one_reads_before_it_closes(tmp_path: Path) -> None:
-    writer = CaseWriter(tmp_path / "cases")
+    writer = CaseWriter(tmp_path / "cases", tmp_path)
     writer.add([(case_of(0), picture_of(0))])
     with Cases([tmp_path / "cases"]) as cases:
         assert cases.case(0) == case_of(0)
@@ -50,7 +50,7 @@ def test_what_a_process_has_added_another_one_reads_before_it_closes(tmp_path: P
 
 
 def test_what_is_not_known_comes_back_as_such(tmp_path: Path) -> None:
-    writer = CaseWriter(tmp_path / "cases")
+    writer = CaseWriter(tmp_path / "cases", tmp_path)
     writer.add([(Case("cup", "a.png", None, 0.5, None, None, 0.0, 1.0), Picture(None, b"", ""))])
     writer.close()
     with Cases([tmp_path / "cases"]) as cases:
@@ -62,12 +62,13 @@ def test_what_is_not_known_comes_back_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ['it\'s "x" <b> 🔩?#%', "caf\udce9", "a\nb"])
 def test_any_name_comes_back(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name.replace("/", "")
-    writer = CaseWriter(folder / "cases?#%")
+    writer = CaseWriter(folder / "cases?#%", folder)
     writer.add([(case_of(0, name, f"{name}/x.png"), picture_of(0))])
     writer.close()
     with Cases([folder / "cases?#%"]) as cases:
         assert cases.categories == [name]
         assert cases.case(0).image_path == f"{name}/x.png"
+        assert cases.image_file(0) == folder / f"{name}/x.png"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database", None])
@@ -100,7 +101,7 @@ def small_disk() -> Iterator[None]:
 
 
 def test_a_full_disk_is_an_error_with_the_files_name(small_disk: None, tmp_path: Path) -> None:
-    writer = CaseWriter(tmp_path / "cases")
+    writer = CaseWriter(tmp_path / "cases", tmp_path)
     with pytest.raises(OSError, match="cases"):
         writer.add([(case_of(number), Picture(bytes(4096), b"", "")) for number in range(100)])
     writer.close()

@@ -10,7 +10,8 @@ import pytest
 
 from datamodules.errors import UserError
 from src.run.merge import merge
-from tests.cli import Cli
+from tests.cli import NO_REPORT, Cli
+from tests.report.pages import facts_of, pictures_of
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +19,23 @@ PARTS = 7
 OPTIONS = ["+exp=sdp_demo", "test_data.categories=[coin,nut]", "test_data.batch_size=5"]
 
 
+def shown(options: list[str]) -> list[str]:
+    """The options, with a page and overlays."""
+    return [*(option for option in options if option != NO_REPORT), "save_overlays=true"]
+
+
+def overlays_of(folder: Path) -> dict[str, bytes]:
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("overlays/**/*.png")}
+    assert len(files) > 80
+    return files
+
+
 @pytest.fixture(scope="module")
 def parts(demo: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         cli = Cli(patch, None, tmp_path_factory.mktemp("parts"))
         runs = [
-            cli.ok("eval", *OPTIONS, *demo, f"test_data.shard={number}/{PARTS}", name=str(number))
+            cli.ok("eval", *OPTIONS, *shown(demo), f"test_data.shard={number}/{PARTS}", name=str(number))
             for number in range(1, PARTS + 1)
         ]
     return [run.folder for run in runs]
@@ -32,26 +44,33 @@ def parts(demo: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Pat
 def test_joined_parts_are_one_run_to_the_last_digit(
     parts: list[Path], cli: Cli, demo: list[str], tmp_path: Path
 ) -> None:
-    whole = cli.ok("eval", *OPTIONS, *demo).folder
+    whole = cli.ok("eval", *OPTIONS, *shown(demo)).folder
     merge([*parts[3:], *parts[:3]], tmp_path / "merged")
-    for name in ("metrics.json", "predictions.csv"):
+    for name in ("metrics.json", "predictions.csv", "curves.json"):
         assert (tmp_path / "merged" / name).read_bytes() == (whole / name).read_bytes()
     assert not (parts[0] / "metrics.json").exists()
     one, joined = (json.loads((folder / "provenance.json").read_text()) for folder in (whole, tmp_path / "merged"))
     assert joined["protocol"] == one["protocol"]
     assert joined["config"]["test_data"] == one["config"]["test_data"]
     assert joined["merged_from"] == [str(part) for part in parts]
+    assert facts_of(tmp_path / "merged") == facts_of(whole)
+    assert pictures_of(tmp_path / "merged") == pictures_of(whole)
+    assert len(pictures_of(whole)) == 96
+    assert overlays_of(tmp_path / "merged") == overlays_of(whole)
+    assert not (parts[0] / "report.html").exists()
+    assert not (whole / "cases.sqlite").exists()
 
 
 def test_joined_predictions_are_those_of_one_run(cli: Cli, demo: list[str], demo_data: Path, tmp_path: Path) -> None:
     [images] = demo_data.glob("demo/*/coin/test")
     own = [f"test_data.root={images}", "test_data.category=coin"]
-    options = ["+exp=sdp_demo", *demo, *own]
+    options = ["+exp=sdp_demo", *shown(demo), *own]
     whole = cli.ok("predict", *options, name="whole").folder
     folders = [cli.ok("predict", *options, f"test_data.shard={n}/3", name=str(n)).folder for n in (1, 2, 3)]
     merge(folders, tmp_path / "merged")
     assert (tmp_path / "merged" / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     assert not (tmp_path / "merged" / "metrics.json").exists()
+    assert pictures_of(tmp_path / "merged") == pictures_of(whole)
 
 
 def test_joined_parts_remember_that_their_training_was_cut_short(cli: Cli, demo: list[str], tmp_path: Path) -> None:
