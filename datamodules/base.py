@@ -158,6 +158,11 @@ class AnomalyDataModule(LightningDataModule):
             return []
         return [name for name in self.published if name not in available]
 
+    @property
+    def is_published(self) -> bool:
+        """Whether all categories are the publisher's; images of others may be nobody else's business."""
+        return bool(self.published) and set(self.category_names) <= set(self.published)
+
     @cached_property
     def records(self) -> list[Record]:
         """One record an image, category after category.

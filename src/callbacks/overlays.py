@@ -11,14 +11,13 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from datamodules.images import load_image
-from src.anomaly_module import AnomalyModule
 from src.callbacks.cases import cases_of
 from src.callbacks.maps import map_names
 from src.files import replacing
 from src.metrics.benchmark_metrics import BenchmarkResult
-from src.processes import is_first, warned
+from src.processes import warned
 from src.report.cases import Case, Cases
-from src.report.pictures import FloatArray, overlay, unpack_map
+from src.report.pictures import FloatArray, blended, unpack_map
 
 OVERLAYS = "overlays"
 
@@ -44,11 +43,9 @@ class OverlayWriter(Callback):
         """Write those of a test."""
         self._write(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_predictions(self, trainer: Trainer, module: LightningModule) -> None:
         """Write those of a prediction."""
-        assert isinstance(pl_module, AnomalyModule)
-        if stage == "predict" and is_first() and not pl_module.is_part:
-            self._write(trainer)
+        self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         if self.reads_cases:
@@ -73,9 +70,9 @@ def write_overlays(folder: Path, cases: Cases) -> None:
 
     def write(case: Case, image_file: Path, bits: int | None, anomaly_map: FloatArray) -> None:
         name = names[case.category, case.image_path].with_suffix(".png")
-        blended = overlay(load_image(image_file, bits, _say_nothing), anomaly_map, *ranges[case.category])
+        overlay = blended(load_image(image_file, bits, _say_nothing), anomaly_map, *ranges[case.category])
         with replacing(folder / OVERLAYS / name, sync=False) as temporary:
-            Image.fromarray(blended).save(temporary, "png", compress_level=1)
+            Image.fromarray(overlay).save(temporary, "png", compress_level=1)
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:

@@ -9,10 +9,9 @@ from hydra.types import RunMode
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from src.anomaly_module import AnomalyModule
 from src.callbacks.cases import cases_of
 from src.metrics.benchmark_metrics import BenchmarkResult
-from src.processes import is_first, warned
+from src.processes import warned
 from src.report.cases import Cases
 from src.report.description import describe
 from src.report.page import write_page
@@ -40,11 +39,9 @@ class Report(Callback):
         """Write the page of a test."""
         self._write(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_predictions(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the page of a prediction."""
-        assert isinstance(pl_module, AnomalyModule)
-        if stage == "predict" and is_first() and not pl_module.is_part:
-            self._write(trainer)
+        self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         if self.reads_cases:

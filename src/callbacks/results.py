@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -18,24 +20,30 @@ class ResultsWriter(Callback):
     """Writes the results of a test, and then hands them to every callback that asks for them.
 
     A callback asks by a method `on_results(trainer, module, results)`. It is called once, on the first process, after
-    metrics.json is written; `results` is what that file holds.
+    metrics.json is written; `results` is what that file holds. After a prediction it is `on_predictions(trainer,
+    module)`, when predictions.csv is written. If the method returns a dictionary, it joins provenance.json.
 
     Args:
         folder: the run's folder.
+        note: adds entries to provenance.json.
 
     Example:
         >>> class Mean(Callback):
         ...     def on_results(self, trainer, module, results):
         ...         print(results["mean"])
-        >>> trainer = Trainer(callbacks=[Mean(), ResultsWriter(Path("outputs/mine"))], logger=False)
+        >>> callbacks = [Mean(), ResultsWriter(Path("outputs/mine"), note=print)]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False)
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, note: Callable[..., None]) -> None:
         self.folder = folder
+        self.note = note
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write, and tell: after the test, when the progress bar is gone from the terminal."""
         assert isinstance(pl_module, AnomalyModule)
+        if stage == "predict" and is_first() and not pl_module.is_part:
+            self._tell("on_predictions", trainer, pl_module)
         if stage != "test":
             return
         if pl_module.is_part:
@@ -45,6 +53,9 @@ class ResultsWriter(Callback):
             write_json(self.folder / METRICS_FILE, pl_module.results)
             with warned(CURVES_FILE):
                 write_curves(self.folder, pl_module.test_metrics.curves)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if hasattr(callback, "on_results"):
-                    callback.on_results(trainer, pl_module, pl_module.results)
+            self._tell("on_results", trainer, pl_module, pl_module.results)
+
+    def _tell(self, hook: str, trainer: Trainer, *arguments: Any) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, hook) and (entries := getattr(callback, hook)(trainer, *arguments)):
+                self.note(**entries)

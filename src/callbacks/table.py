@@ -1,11 +1,11 @@
-"""The table of a test on the terminal, and in W&B."""
+"""The table of a test on the terminal."""
 
 from __future__ import annotations
 
 from lightning import Callback, LightningModule, Trainer
 
 from src.metrics.benchmark_metrics import BenchmarkResult
-from src.report.table import log_table, print_table
+from src.report.table import print_table
 
 
 class ResultTable(Callback):
@@ -18,4 +18,3 @@ class ResultTable(Callback):
     def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
         """Print them, under the line that says what was trained and tested."""
         print_table(results, str(module.line))
-        log_table(results, trainer.loggers)

@@ -19,8 +19,8 @@ from datamodules.errors import UserError
 from datamodules.images import UNREADABLE, load_image
 from datamodules.records import ANOMALOUS, NORMAL
 from src.metrics.functional import CurvePoints
-from src.report import pictures
 from src.report.cases import Cases, Table, ranked
+from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg, unpack_map
 from src.report.table import notes_of
 from src.run.predictions import Prediction, iterate_predictions
 from src.run.results import PREDICTIONS_FILE, Metrics, Provenance, read_curves, read_metrics, read_provenance
@@ -130,19 +130,24 @@ class Description:
 
     def pictures(self, category: str) -> Iterator[tuple[int, Pictures]]:
         """The pictures of a category's shown cases, one after the other. A case whose image is gone has none."""
-        card = self.cards[category]
         for case in self.cases:
-            if case["category"] != category:
-                continue
-            recorded, kept = self._recorded.case(case["id"]), self._recorded.picture(case["id"])
-            image = kept.image
-            if image is None:  # its features came from a cache
-                number = case["id"]
-                image = _read_again(self._recorded.image_file(number), self._recorded.bits(number))
-            if image is None:
-                continue
-            values = pictures.unpack_map(recorded.low, recorded.high, kept.anomaly_map)
-            yield case["id"], Pictures(image, pictures.heat_map(values, card["low"], card["high"]), kept.outline)
+            if case["category"] == category and (of_case := self.pictures_of(case)) is not None:
+                yield case["id"], of_case
+
+    def pictures_of(self, case: ShownCase) -> Pictures | None:
+        """The pictures of a shown case; None if its image is gone."""
+        card, kept = self.cards[case["category"]], self._recorded.picture(case["id"])
+        image = kept.image
+        if image is None:  # its features came from a cache
+            image = _read_again(self._recorded.image_file(case["id"]), self._recorded.bits(case["id"]))
+        if image is None:
+            return None
+        return Pictures(image, heat_map(self.map_of(case), card["low"], card["high"]), kept.outline)
+
+    def map_of(self, case: ShownCase) -> FloatArray:
+        """The anomaly map (h, w) of a shown case, in 8 bits between its lowest and highest value."""
+        recorded, kept = self._recorded.case(case["id"]), self._recorded.picture(case["id"])
+        return unpack_map(recorded.low, recorded.high, kept.anomaly_map)
 
 
 def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
@@ -185,7 +190,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         histograms={name: _histogram(table) for name, table in tables.items()},
         cases=[_shown(cases, number, rows[number], ranks.get(number, {})) for number in shown],
         hidden=len(cases) - len(shown),
-        palette=pictures.css_colours(),
+        palette=css_colours(),
         _recorded=cases,
     )
 
@@ -279,7 +284,7 @@ def _size_of(path: Path) -> tuple[int, int]:
 def _read_again(path: Path, bits: int | None) -> bytes | None:
     """A picture of a file, squashed as the model sees it; None if it is gone."""
     try:
-        return pictures.jpeg(load_image(path, bits, lambda line: None), pictures.MAP_SIZE)
+        return jpeg(load_image(path, bits, lambda line: None), MAP_SIZE)
     except UserError:
         return None
 

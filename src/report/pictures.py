@@ -130,17 +130,16 @@ def heat_map(anomaly_map: FloatArray, low: float, high: float, size: int = HEAT_
     return content.getvalue()
 
 
-def overlay(image: UInt8Array, anomaly_map: FloatArray, low: float, high: float, opacity: float = 0.85) -> UInt8Array:
+def blended(image: UInt8Array, anomaly_map: FloatArray, low: float, high: float, opacity: float = 0.85) -> UInt8Array:
     """Lay a coloured map over its image (H, W, 3), at the image's size.
 
     Example:
         >>> grey = np.full((4, 4, 3), 100, np.uint8)
-        >>> overlay(grey, np.array([[0.0, 0.0], [0.0, 1.0]]), low=0.0, high=1.0)[0, 0].tolist()
+        >>> blended(grey, np.array([[0.0, 0.0], [0.0, 1.0]]), low=0.0, high=1.0)[0, 0].tolist()
         [100, 100, 100]
     """
     height, width = image.shape[:2]
-    enlarged: npt.NDArray[Any] = cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    coloured = PALETTE[_levels(enlarged, low, high)]  # (H, W, 4)
+    coloured = PALETTE[_levels(resized(anomaly_map, (width, height)), low, high)]  # (H, W, 4)
     weight = opacity / 255 * coloured[..., 3:].astype(np.float32)
     return np.rint(image + weight * (coloured[..., :3].astype(np.float32) - image)).astype(np.uint8)
 
@@ -166,6 +165,27 @@ def outline(mask: UInt8Array) -> str:
         points = [f"{x:.0f} {y:.0f}" for x, y in corners]
         paths.append(f"M{'L'.join(dict.fromkeys(points))}Z")
     return "".join(paths)
+
+
+def decoded(picture: bytes) -> UInt8Array:
+    """Decode what `jpeg` has made to (H, W, 3) RGB.
+
+    Example:
+        >>> decoded(jpeg(np.full((4, 6, 3), 200, np.uint8), 256)).shape
+        (4, 6, 3)
+    """
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+
+
+def resized(array: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """Bring (H, W) or (H, W, 3) to a width and height.
+
+    Example:
+        >>> resized(np.zeros((4, 6)), (3, 2)).shape
+        (2, 3)
+    """
+    shrinks = shape[0] < array.shape[1]
+    return cv2.resize(array, shape, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _shrunk(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

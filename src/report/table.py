@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
-from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -47,22 +45,6 @@ def print_table(result: BenchmarkResult, title: str) -> None:
     # A file has no width; rich would cut the columns at 80 characters.
     Console(markup=False, width=None if sys.stdout.isatty() else 1000).print(table)
     print("; ".join(["in percent", *notes_of(result)]), flush=True)
-
-
-def log_table(result: BenchmarkResult, loggers: Iterable[Logger]) -> None:
-    """Give W&B the table; the other loggers have the means."""
-    header, *rows = rows_of(result)
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table("test/categories", columns=[str(name) for name in header], data=rows)
-
-
-def close_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
-    """End W&B's run, which otherwise lasts as long as the process and would take in a sweep's next trial."""
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        import wandb
-
-        wandb.finish(exit_code=exit_code)
 
 
 def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:

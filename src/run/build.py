@@ -31,6 +31,7 @@ from src.run import provenance
 from src.run.folder import RunFolder
 from src.run.protocol import Protocol, describe_use, shared_categories
 from src.run.results import WeightsRecord
+from src.run.trackers import identity
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.run.trainer import build_trainer
 
@@ -291,11 +292,15 @@ def describe(
 ) -> dict[str, Any]:
     """What is known before the run, for provenance.json."""
     used = {"test": test_data} | ({"train": train_data} if train_data else {})
-    data = {role: {**one.fingerprint(), "missing_categories": one.missing_categories} for role, one in used.items()}
+    data = {
+        role: {**one.fingerprint(), "missing_categories": one.missing_categories, "published": one.is_published}
+        for role, one in used.items()
+    }
     checkpoint = config.ckpt_path
     return {
         "kind": HydraConfig.get().job.config_name,
         "command": provenance.describe_command(),
+        "identity": identity(protocol.trained_on),
         "protocol": protocol.describe(),
         "seed": config.seed,
         "code": provenance.describe_code(),

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from src.files import remove_leftovers, write_json
 from src.processes import is_first, say
-from src.report.table import close_loggers
 from src.run.checkpoints import LAST_CHECKPOINT, previous_checkpoint, whole_checkpoint
 from src.run.provenance import now
 from src.run.results import PROVENANCE_FILE, hashes_of, read_provenance
@@ -27,6 +27,7 @@ _FREE_KEYS = (
     *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
     *(f"trainer.{key}" for key in ("strategy", "num_nodes")),
 )
+_TOLD_TO_LOGGERS = ("command", "data", "backbone", "checkpoint", "code", "packages", "device")
 # Of a continuation these are noted beside those of the first part.
 _EACH_PART = ("command", "code", "packages", "device")
 
@@ -136,8 +137,9 @@ class RunFolder:
         say(line)
         self.write()
         try:
+            known = {key: self.provenance.get(key) for key in _TOLD_TO_LOGGERS}
             for logger in loggers:
-                logger.log_hyperparams({"protocol": line, **self.config})
+                logger.log_hyperparams({"protocol": line, "provenance": known, **self.config})
             yield
         except BaseException:
             close_loggers(loggers, exit_code=1)
@@ -153,12 +155,30 @@ class RunFolder:
             raise UserError(f"{error}; choose another paths.output_dir") from error
 
 
+def close_loggers(loggers: Sequence[Logger], exit_code: int) -> None:
+    """End W&B's run, which otherwise lasts as long as the process and would take in a sweep's next trial."""
+    if not any(isinstance(logger, WandbLogger) for logger in loggers):
+        return
+    import wandb
+
+    try:
+        wandb.finish(exit_code=exit_code)
+    except Exception as error:  # of any kind: what W&B could not send is no reason to lose a run
+        rank_zero_warn(f"W&B did not take everything: {reason_of(error)}; wandb sync sends the rest")
+
+
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the numbers, as flat dotted keys."""
-    return {key: value for key, value in _flat(config).items() if _decides(key)}
+    return {key: value for key, value in _flat(config).items() if decides(key)}
 
 
-def _decides(key: str) -> bool:
+def decides(key: str) -> bool:
+    """Whether a key of the configuration decides the numbers; others say how to compute and where things are.
+
+    Example:
+        >>> decides("model.smoothing_sigma"), decides("paths.data_dir")
+        (True, False)
+    """
     is_free = key.partition(".")[0] in _FREE_GROUPS or any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
     return not is_free or key.startswith(_NOT_FREE)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from datamodules.errors import UserError
 from datamodules.options import parse_shard
 from src.callbacks.overlays import OVERLAYS, write_overlays
 from src.callbacks.report import REPORT_FILE, write_report
+from src.callbacks.wandb_review import log_review
 from src.cli import exit_code_of
 from src.files import damaged, write_json
 from src.processes import warned
@@ -40,6 +42,7 @@ from src.run.results import (
     read_finished,
     write_curves,
 )
+from src.run.trackers import is_wandb, wandb_arguments
 
 # What has to be the same of all parts, and how a difference is told.
 _SAME = {
@@ -186,6 +189,28 @@ def _show(parts: Sequence[Part], out: Path) -> None:
         if config.get("save_overlays"):
             with warned(OVERLAYS):
                 write_overlays(out, cases)
+        _review(config, out, cases)
+
+
+def _review(config: Mapping[str, Any], out: Path, cases: Cases) -> None:
+    """Make the whole one run in W&B, as it would be if it had not been run in parts."""
+    nodes = [node for node in (config.get("logger") or {}).values() if node and is_wandb(node)]
+    settings = (config.get("callbacks") or {}).get("wandb_review")
+    provenance = read_finished(out)
+    if not (nodes and settings and "identity" in provenance):
+        return
+    import wandb  # a second, which only those wait for who use it
+
+    run_id = hashlib.sha256(f"{out.absolute()} {provenance['finished']}".encode()).hexdigest()[:16]
+    given = {**nodes[0], **wandb_arguments(nodes[0], provenance["identity"], run_id, out)}
+    names = ("project", "entity", "name", "id", "group", "job_type", "tags", "notes", "settings")
+    with warned("review in W&B"):
+        mode = "offline" if given["offline"] else None
+        with wandb.init(dir=str(out), mode=mode, **{name: given.get(name) for name in names}) as run:
+            run.config.update({"protocol": provenance["protocol"]["line"], "provenance": provenance, **config})
+            allowed = settings.get("upload_images")
+            shows_images = provenance["data"]["test"].get("published", False) if allowed is None else allowed
+            log_review(run, out, cases, settings["images_per_category"] if shows_images else 0)
 
 
 def _refuse_a_run(out: Path) -> None:

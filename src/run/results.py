@@ -84,13 +84,14 @@ class Counts(TypedDict):
 
 
 class Data(TypedDict):
-    """A data set's identity; `sha256` is of names and sizes."""
+    """A data set's identity; `sha256` is of names and sizes, `published` says whether all categories are."""
 
     categories: dict[str, Counts]
     files: int
     bytes: int
     sha256: str
     missing_categories: list[str]
+    published: NotRequired[bool]
 
 
 class WeightsRecord(TypedDict):
@@ -119,6 +120,19 @@ class RecordedConfig(TypedDict):
     paths: dict[str, Any]
 
 
+class Identity(TypedDict):
+    """What a run is called where many runs are looked at together, as in W&B.
+
+    Runs of one `experiment` have one `group`; the trials of a sweep have the sweep's. The `name` adds what was changed.
+    """
+
+    experiment: str
+    name: str
+    group: str
+    job_type: str
+    tags: list[str]
+
+
 class Provenance(TypedDict):
     """`provenance.json`. `finished` is None before the end; `files` are the hashes of `HASHED`, since the end."""
 
@@ -128,6 +142,7 @@ class Provenance(TypedDict):
     config: RecordedConfig
     kind: Literal["train", "eval", "predict"]
     command: str
+    identity: NotRequired[Identity]
     protocol: ProtocolRecord
     seed: int
     code: Code
@@ -136,6 +151,7 @@ class Provenance(TypedDict):
     data: dict[str, Data]
     backbone: WeightsRecord
     checkpoint: WeightsRecord | None
+    wandb: NotRequired[dict[str, Any]]
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]
     merged_from: NotRequired[list[str]]

@@ -6,7 +6,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from datamodules.errors import UserError
@@ -16,6 +15,7 @@ from src.callbacks.predictions import PredictionWriter
 from src.callbacks.results import ResultsWriter
 from src.run.checkpoints import CheckpointFiles, checkpoint_callbacks
 from src.run.folder import RunFolder
+from src.run.trackers import build_loggers
 from src.stopping import end_processes, listen_again
 
 # "auto" becomes ddp. Its relatives that fork or spawn would return before the results are theirs.
@@ -53,11 +53,12 @@ def build_trainer(config: DictConfig, folder: RunFolder, module: AnomalyModule) 
     callbacks: list[Callback] = [Ending(), *(checkpoint_callbacks(config, folder.path) if trains else [])]
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values() if node is not None]
     reads_cases = any(getattr(callback, "reads_cases", False) for callback in callbacks)
-    callbacks += [PredictionWriter(folder.path, module.method.terms, module.fusion_rule), ResultsWriter(folder.path)]
+    callbacks += [PredictionWriter(folder.path, module.method.terms, module.fusion_rule)]
+    callbacks += [ResultsWriter(folder.path, folder.write)]
     callbacks += [CaseRecorder(folder.path, module.is_part)] if reads_cases else []
     trainer: Trainer = instantiate(
         config.trainer,
-        logger=[_build_logger(node, folder.run_id) for node in (config.logger or {}).values()],
+        logger=build_loggers(config, folder, module),
         callbacks=callbacks,
         plugins=[*instantiate(config.trainer.get("plugins") or []), CheckpointFiles()],
         precision=effective_precision(config.trainer),
@@ -70,12 +71,6 @@ def build_trainer(config: DictConfig, folder: RunFolder, module: AnomalyModule) 
     if module.is_part and trainer.world_size > 1:
         raise UserError("test_data.shard is for jobs of one process each; set trainer.devices=1, and take more shards")
     return trainer
-
-
-def _build_logger(node: DictConfig, run_id: str) -> Logger:
-    """A logger; one that asks for an `id` and is given none gets the run's, so that a resumed run goes on in it."""
-    logger: Logger = instantiate(node, **({"id": run_id} if node.get("id", run_id) is None else {}))
-    return logger
 
 
 def _check_processes(trainer: Trainer, strategy: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.report.pictures import PALETTE, denormalised, heat_map, jpeg, outline, overlay, pack_map, unpack_map
+from src.report.pictures import PALETTE, blended, denormalised, heat_map, jpeg, outline, pack_map, unpack_map
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -60,11 +60,11 @@ def test_an_overlay_has_the_colours_of_the_page() -> None:
     coloured = rgba(heat_map(values, low, high)).astype(float)
     weight = 0.5 * coloured[..., 3:] / 255
     expected = (1 - weight) * image + weight * coloured[..., :3]
-    assert np.abs(overlay(image, values, low, high, opacity=0.5) - expected).max() <= 0.51
+    assert np.abs(blended(image, values, low, high, opacity=0.5) - expected).max() <= 0.51
 
 
 def test_an_overlay_has_the_size_of_its_image() -> None:
-    assert overlay(np.zeros((30, 70, 3), np.uint8), smooth(10, 10), -1, 1).shape == (30, 70, 3)
+    assert blended(np.zeros((30, 70, 3), np.uint8), smooth(10, 10), -1, 1).shape == (30, 70, 3)
 
 
 def area_of(path: str) -> float:

@@ -1,0 +1,122 @@
+"""The loggers of a run: what it is called in W&B, and whether W&B can be reached."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from omegaconf import DictConfig
+
+from datamodules.errors import reason_of
+from src.anomaly_module import AnomalyModule
+from src.processes import is_first
+from src.run.folder import RunFolder, decides
+from src.run.results import Identity
+
+_PATIENCE = 3.0  # seconds for W&B's host to answer
+_LAST_WORDS = 60.0  # seconds for what is left to send when a run ends
+
+
+def build_loggers(config: DictConfig, folder: RunFolder, module: AnomalyModule) -> list[Logger]:
+    """Build the configured loggers. One of W&B gets the run's id, name, group, job type and tags where it has none.
+
+    A part of an evaluation has none of W&B: the whole is one run there, see `src.run.merge`.
+    """
+    nodes = [node for node in (config.logger or {}).values() if node is not None]
+    return [_build_logger(node, folder, module) for node in nodes if not (module.is_part and is_wandb(node))]
+
+
+def is_wandb(node: Mapping[str, Any]) -> bool:
+    """Whether a logger's node is of W&B."""
+    return str(node.get("_target_", "")).endswith("WandbLogger")
+
+
+def _build_logger(node: DictConfig, folder: RunFolder, module: AnomalyModule) -> Logger:
+    logger: Logger
+    if is_wandb(node):
+        own = identity(module.origin.get("trained_on"))
+        logger = instantiate(node, **wandb_arguments(node, own, folder.run_id, folder.path), _convert_="all")
+    else:
+        logger = instantiate(node)
+    return logger
+
+
+def wandb_arguments(node: Mapping[str, Any], own: Identity, run_id: str, folder: Path) -> dict[str, Any]:
+    """What a run of W&B is given beside its node: what the node leaves open, and whether it has to stay offline."""
+    defaults = {"id": run_id, **{key: own[key] for key in ("name", "group", "job_type", "tags")}}
+    given: dict[str, Any] = {key: value for key, value in defaults.items() if not node.get(key, True)}
+    if not node.get("offline") and (reason := _why_offline()):
+        given["offline"] = True
+        sync = f"wandb sync {folder / 'wandb'}/offline-run-*"
+        rank_zero_warn(f"W&B is offline: {reason}; send the run later by: {sync}")
+    if is_first():
+        import wandb  # a second, which only those wait for who use it
+
+        # Quiet, since the command says itself what the run is, and where.
+        is_silent = bool(given.get("offline") or node.get("offline"))
+        given["settings"] = wandb.Settings(quiet=True, silent=is_silent, finish_timeout=_LAST_WORDS)
+    return given
+
+
+def identity(trained_on: Mapping[str, Any] | None) -> Identity:
+    """What the run that Hydra has composed is called.
+
+    Args:
+        trained_on: the data that trained its parameters, see `src.run.results.DataUse`; None if there are none.
+    """
+    hydra = HydraConfig.get()
+    chosen = [override.lstrip("+~") for override in hydra.overrides.task]
+    groups = [hydra.runtime.choices.get(group) for group in ("model", "data@test_data", "backbone")]
+    named = next((own.removeprefix("exp=") for own in chosen if own.startswith("exp=")), None)
+    experiment = named or "_".join(map(str, groups[:2]))
+    changed = [own for own in chosen if not own.startswith("exp=") and decides(own.partition("=")[0])]
+    trained = [f"trained on {trained_on['name']}"] if trained_on else []
+    return Identity(
+        experiment=experiment,
+        name=" ".join([experiment, *changed])[:128],
+        group=_sweep_name() or experiment,
+        job_type=hydra.job.config_name,
+        tags=[*map(str, groups), *trained],
+    )
+
+
+def _sweep_name() -> str | None:
+    """The last two folders of a sweep, which are its date and time unless the user names them."""
+    hydra = HydraConfig.get()
+    return "/".join(Path(hydra.sweep.dir).parts[-2:]) if hydra.mode == RunMode.MULTIRUN else None
+
+
+def _why_offline() -> str | None:
+    """Why W&B can't be used online; None if it can, or if the environment says that it shall not."""
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
+        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host = address.hostname or "api.wandb.ai"
+    if not _has_key(host):
+        return "there is no API key (wandb login)"
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((host, port), timeout=_PATIENCE).close()
+    except OSError as error:
+        return f"{host} can't be reached ({reason_of(error)})"
+    return None
+
+
+def _has_key(host: str) -> bool:
+    """Whether W&B would find a key without asking."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
