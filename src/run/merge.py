@@ -205,8 +205,9 @@ def _review(config: Mapping[str, Any], out: Path, cases: Cases) -> None:
     given = {**nodes[0], **wandb_arguments(nodes[0], provenance["identity"], run_id, out)}
     names = ("project", "entity", "name", "id", "group", "job_type", "tags", "notes", "settings")
     with warned("review in W&B"):
-        mode = "offline" if given["offline"] else None
-        with wandb.init(dir=str(out), mode=mode, **{name: given.get(name) for name in names}) as run:
+        known: dict[str, Any] = {name: given.get(name) for name in names}
+        run: Any
+        with wandb.init(dir=str(out), mode="offline" if given["offline"] else None, **known) as run:
             run.config.update({"protocol": provenance["protocol"]["line"], "provenance": provenance, **config})
             allowed = settings.get("upload_images")
             shows_images = provenance["data"]["test"].get("published", False) if allowed is None else allowed

@@ -85,7 +85,7 @@ def identity(trained_on: Mapping[str, Any] | None) -> Identity:
         experiment=experiment,
         name=" ".join([experiment, *changed])[:128],
         group=_sweep_name() or experiment,
-        job_type=hydra.job.config_name,
+        job_type=str(hydra.job.config_name),
         tags=[*map(str, groups), *trained],
     )
 
