@@ -5,7 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from src.run.folder import RunFolder, decides
 from src.run.results import Identity
 
 _PATIENCE = 3.0  # seconds for W&B's host to answer
+_LONGEST_NAME = 128
 _LAST_WORDS = 60.0  # seconds for what is left to send when a run ends
 
 
@@ -79,15 +80,27 @@ def identity(trained_on: Mapping[str, Any] | None) -> Identity:
     groups = [hydra.runtime.choices.get(group) for group in ("model", "data@test_data", "backbone")]
     named = next((own.removeprefix("exp=") for own in chosen if own.startswith("exp=")), None)
     experiment = named or "_".join(map(str, groups[:2]))
-    changed = [own for own in chosen if not own.startswith("exp=") and decides(own.partition("=")[0])]
+    changed = [_short(own) for own in chosen if not own.startswith("exp=") and decides(own.partition("=")[0])]
     trained = [f"trained on {trained_on['name']}"] if trained_on else []
     return Identity(
         experiment=experiment,
-        name=" ".join([experiment, *changed])[:128],
+        name=_name(experiment, changed),
         group=_sweep_name() or experiment,
         job_type=str(hydra.job.config_name),
         tags=[*map(str, groups), *trained],
     )
+
+
+def _name(experiment: str, changed: Sequence[str]) -> str:
+    """An experiment and what was changed of it; if W&B has no room for all, what was typed last."""
+    name = " ".join([experiment, *changed])
+    return name if len(name) <= _LONGEST_NAME else _name(experiment, changed[1:])
+
+
+def _short(override: str) -> str:
+    """An override with the last part of a path, and no more than tells runs apart."""
+    key, _, value = override.partition("=")
+    return f"{key}={value.rpartition('/')[2]}"[:60]
 
 
 def _sweep_name() -> str | None:
