@@ -17,7 +17,7 @@ from src.callbacks.cases import cases_of
 from src.callbacks.report import REPORT_FILE
 from src.files import sha256_of
 from src.metrics.benchmark_metrics import BenchmarkResult
-from src.processes import warned
+from src.processes import is_first, say, warned
 from src.report.cases import Cases
 from src.report.description import Description, describe
 from src.report.media import case_pictures, charts, scalars
@@ -46,6 +46,14 @@ class WandbReview(Callback):
         self.reads_cases = True
         self.images_per_category = images_per_category
         self.upload_images = upload_images
+        self._is_told = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say where the run can be watched."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and is_first() and not logger.experiment.offline and not self._is_told:
+                say(f"W&B: {logger.experiment.url}")
+                self._is_told = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the learning rates."""

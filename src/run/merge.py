@@ -203,11 +203,11 @@ def _review(config: Mapping[str, Any], out: Path, cases: Cases) -> None:
 
     run_id = hashlib.sha256(f"{out.absolute()} {provenance['finished']}".encode()).hexdigest()[:16]
     given = {**nodes[0], **wandb_arguments(nodes[0], provenance["identity"], run_id, out)}
-    names = ("project", "entity", "name", "id", "group", "job_type", "tags", "notes", "settings")
+    names = ("project", "entity", "name", "id", "group", "job_type", "tags", "notes", "settings", "mode")
     with warned("review in W&B"):
         known: dict[str, Any] = {name: given.get(name) for name in names}
         run: Any
-        with wandb.init(dir=str(out), mode="offline" if given["offline"] else None, **known) as run:
+        with wandb.init(dir=str(out), **known) as run:
             run.config.update({"protocol": provenance["protocol"]["line"], "provenance": provenance, **config})
             allowed = settings.get("upload_images")
             shows_images = provenance["data"]["test"].get("published", False) if allowed is None else allowed

@@ -60,12 +60,14 @@ def wandb_arguments(node: Mapping[str, Any], own: Identity, run_id: str, folder:
         given["offline"] = True
         sync = f"wandb sync {folder / 'wandb'}/offline-run-*"
         rank_zero_warn(f"W&B is offline: {reason}; send the run later by: {sync}")
+    if given.get("offline") or node.get("offline"):
+        given["mode"] = "offline"  # WandbLogger says it by an environment variable, which W&B reads once a process
     if is_first():
         import wandb  # a second, which only those wait for who use it
 
-        # Quiet, since the command says itself what the run is, and where.
-        is_silent = bool(given.get("offline") or node.get("offline"))
-        given["settings"] = wandb.Settings(quiet=True, silent=is_silent, finish_timeout=_LAST_WORDS)
+        # Silent, since the command says itself what the run is, and where.
+        given["settings"] = wandb.Settings(silent=True, finish_timeout=_LAST_WORDS)
+        wandb.setup(wandb.Settings(silent=True))
     return given
 
 
@@ -111,6 +113,8 @@ def _sweep_name() -> str | None:
 
 def _why_offline() -> str | None:
     """Why W&B can't be used online; None if it can, or if the environment says that it shall not."""
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return None
     if os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
     address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import wandb
 
 from src.callbacks import wandb_review
 from src.run.merge import merge
@@ -290,5 +291,18 @@ def test_a_review_that_fails_is_one_line_and_no_lost_run(
     monkeypatch.setattr(wandb_review, "review", fail)
     with pytest.warns(UserWarning, match="no review in W&B: the network is gone"):
         run = cli.ok("eval", "+exp=sdp_mvtec", *options, *OFFLINE)
+    assert run.provenance["finished"]
+    assert run.metrics["mean"]
+
+
+def test_what_could_not_be_sent_loses_no_run(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "finish", fail)
+        with pytest.warns(UserWarning, match="W&B did not take everything: the network is gone"):
+            run = cli.ok("eval", "+exp=sdp_mvtec", *options, *OFFLINE)
+    wandb.finish()
     assert run.provenance["finished"]
     assert run.metrics["mean"]
