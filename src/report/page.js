@@ -31,7 +31,7 @@ function fillSegments(fieldset, options, chosen, choose) {
   const labels = options.map(([value, text]) => {
     const input = element("input", { type: "radio", name: fieldset.id, value, checked: value === chosen });
     input.addEventListener("change", () => choose(value));
-    return element("label", {}, input, element("span", {}, text, element("b")));
+    return element("label", {}, input, element("span", {}, `${text} `, element("b")));
   });
   fieldset.replaceChildren(fieldset.querySelector("legend"), ...labels);
   fieldset.hidden = options.length < 2;
@@ -46,62 +46,40 @@ function decimalsOf(low, high) {
   return high > low ? Math.min(12, Math.max(2, 2 - Math.floor(Math.log10(high - low)))) : 4;
 }
 
-/** category -> level -> decimals, of the scores that are shown. */
+// Category -> level -> decimals of its scores.
 const decimals = new Map(
   data.categories.map((name) => {
-    const { low, high } = cards.get(name);
-    const scores = data.cases.filter((item) => item.category === name);
-    const of = (key) => {
-      const values = scores.map((item) => item[key]).filter((value) => value !== null);
-      return decimalsOf(Math.min(...values), Math.max(...values));
-    };
-    return [name, { single: of("single_score"), image: of("image_score"), pixel: decimalsOf(low, high) }];
+    const own = data.cases.filter((item) => item.category === name);
+    const of = (scores) => decimalsOf(Math.min(...scores), Math.max(...scores));
+    const [single, image] = ["single_score", "image_score"].map((key) => of(own.map((item) => item[key])));
+    return [name, { single, image, pixel: decimalsOf(cards.get(name).low, cards.get(name).high) }];
   }),
 );
 const format = (value, category, level) => value.toFixed(decimals.get(category)[level]);
 
 // ---- Theme, command, table -----------------------------------------------------------------------------------------
 
-/** A file opened from disk may be denied storage. */
-function remembered(theme) {
-  try {
-    if (theme) localStorage.setItem("clip-ad-theme", theme);
-    return localStorage.getItem("clip-ad-theme");
-  } catch {
-    return null;
-  }
-}
-
 function setUpTheme() {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
-  const update = () => {
-    $("theme").textContent = isDark() ? "Light" : "Dark";
-    $("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
-    drawCharts();
-  };
-  if (remembered()) root.dataset.theme = remembered();
   $("theme").hidden = false;
   $("theme").addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    remembered(root.dataset.theme);
-    update();
+    drawCharts();
   });
-  system.addEventListener("change", update);
-  update();
+  system.addEventListener("change", drawCharts);
 }
 
 function setUpCopy() {
-  const say = (text) => ($("copied").textContent = text);
   $("copy").hidden = false;
   $("copy").addEventListener("click", async () => {
     getSelection().selectAllChildren($("command"));
     try {
       await navigator.clipboard.writeText($("command").textContent);
-      say("Copied");
+      $("copied").textContent = "Copied";
     } catch {
-      say("Selected: copy it with Ctrl+C"); // without the permission the selection remains
+      $("copied").textContent = "Selected: copy it with Ctrl+C"; // without the permission the selection remains
     }
   });
 }
@@ -112,9 +90,8 @@ function setUpTable() {
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
       // Names begin at A, figures at the highest; the mean stands in the foot and stays there.
-      const first = column ? "descending" : "ascending";
-      const second = column ? "ascending" : "descending";
-      const order = header.ariaSort === first ? second : first;
+      const orders = column ? ["descending", "ascending"] : ["ascending", "descending"];
+      const order = orders[header.ariaSort === orders[0] ? 1 : 0];
       for (const other of headers) other.ariaSort = other === header ? order : "none";
       sortRows(table.tBodies[0], column, order === "ascending" ? 1 : -1);
     });
@@ -126,11 +103,11 @@ function setUpTable() {
 
 /** Sort by a column; rows without a value stay last in both directions. */
 function sortRows(body, column, sign) {
-  const value = (row) => Number(row.cells[column].dataset.value ?? NaN);
   const name = (row) => row.cells[0].textContent;
+  const value = (row) => row.cells[column].dataset.value;
   const compare = (a, b) => {
     if (column === 0) return sign * name(a).localeCompare(name(b), undefined, { numeric: true });
-    if (Number.isNaN(value(a)) || Number.isNaN(value(b))) return Number.isNaN(value(a)) - Number.isNaN(value(b));
+    if (!value(a) || !value(b)) return !value(a) - !value(b);
     return sign * (value(a) - value(b));
   };
   body.append(...[...body.rows].sort(compare));
@@ -138,9 +115,6 @@ function sortRows(body, column, sign) {
 
 // ---- Decisions -----------------------------------------------------------------------------------------------------
 
-const imageLevels = ["single", "image"].filter((level) =>
-  data.cases.some((item) => item[`${level}_score`] !== null) || [...curves.values()].some((levels) => levels[level]),
-);
 let scoreLevel = "single"; // which score decides about images: the one that is known of an image alone comes first
 
 const scoreOf = (item) => item[`${scoreLevel}_score`];
@@ -186,15 +160,23 @@ function setUpCurves() {
   $("curves").hidden = false;
   fill($("curve-category"), categories.map((name) => [name, name]), categories[0]);
   $("curve-category").addEventListener("change", (event) => showCurves(event.target.value));
-  $("threshold").addEventListener("input", () => moveThreshold(curveOf().threshold.length - 1 - $("threshold").value));
-  $("threshold").addEventListener("change", chooseCases); // not while it moves: images would jump about
+  // Thresholds descend along a curve, and ascend along the slider.
+  $("threshold").addEventListener("input", ({ target }) => moveThreshold(target.max - target.value));
+  $("threshold").addEventListener("change", () => chooseCases()); // not while it moves: images would jump about
   $("best").addEventListener("click", () => {
-    const best = cards.get(view.category).thresholds[view.level];
-    thresholds.get(view.category).set(view.level, best);
-    showThreshold();
-    chooseCases();
+    thresholds.get(view.category).set(view.level, cards.get(view.category).thresholds[view.level]);
+    moveThreshold(indexOfThreshold(), true);
   });
+  // Plotly takes a second to start: the page is there first, and whoever never scrolls here does not wait.
+  const start = (entries, observer) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    observer.disconnect();
+    document.head.append(element("script", { textContent: $("plotly").textContent }));
+    $("plotly").remove();
+    drawCharts();
+  };
   showCurves(categories[0]);
+  new IntersectionObserver(start, { rootMargin: "400px" }).observe($("curves"));
 }
 
 /** Show a category's curves, at the level that was shown before if the category has it. */
@@ -205,47 +187,59 @@ function showCurves(category, level = view.level) {
   view.level = levels.includes(level) ? level : levels[0];
   $("curve-category").value = category;
   fillSegments($("levels"), levels.map((name) => [name, LEVELS[name]]), view.level, (chosen) => {
+    view.level = chosen;
     if (chosen !== "pixel") setScoreLevel(chosen);
-    showCurves(category, chosen);
+    showLevel();
   });
+  showLevel();
+}
+
+function showLevel() {
   const points = curveOf();
   $("threshold-control").hidden = !points;
   if (points) $("threshold").max = points.threshold.length - 1;
-  $("best").hidden = cards.get(category).thresholds[view.level] === undefined;
+  $("best").hidden = cards.get(view.category).thresholds[view.level] === undefined;
   drawCharts();
   showThreshold();
 }
 
-function moveThreshold(index) {
-  thresholds.get(view.category).set(view.level, curveOf().threshold[index]);
+/** Move the threshold to a point of the curve; when it stays there, filter and sort the images by it. */
+function moveThreshold(index, stays = false) {
+  const points = curveOf().threshold;
+  thresholds.get(view.category).set(view.level, points[Math.min(index, points.length - 1)]);
   showThreshold();
+  if (stays) chooseCases();
 }
 
 /** Say what the threshold of the shown curve gives, and move the marks. */
 function showThreshold() {
   const points = curveOf();
-  if (!points) return $("readout").replaceChildren();
-  const index = indexOfThreshold();
-  const [threshold, recall, fpr, precision] = ["threshold", "recall", "fpr", "precision"].map((key) => points[key][index]);
-  const f1 = recall + precision > 0 ? (2 * recall * precision) / (recall + precision) : 0;
-  const tiles = [["Threshold", format(threshold, view.category, view.level), threshold]];
-  tiles.push(["Recall", percent(recall), recall], ["False-positive rate", percent(fpr), fpr]);
-  tiles.push(["Precision", percent(precision), precision], ["F1", percent(f1), f1]);
-  if (view.level === "pixel") {
-    if (points.pro) tiles.push(["Recall of regions", percent(points.pro[index]), points.pro[index]]);
-  } else {
-    const { anomalous, normal } = cards.get(view.category);
-    const hits = Math.round(recall * anomalous);
-    const alarms = Math.round(fpr * normal);
-    tiles.push(["Hits", hits], ["Misses", anomalous - hits], ["False alarms", alarms], ["Correct normals", normal - alarms]);
+  const tiles = points ? tilesOf(points, indexOfThreshold()) : [];
+  const tile = ([name, text, exact]) => element("span", { title: exact ?? "" }, `${name} `, element("b", {}, text));
+  $("readout").replaceChildren(...tiles.map(tile));
+  if (points) {
+    $("threshold").value = $("threshold").max - indexOfThreshold();
+    const [threshold, recall, fpr] = tiles.map(([, text]) => text);
+    $("threshold").setAttribute("aria-valuetext", `${threshold}, recall ${recall}, false-positive rate ${fpr}`);
   }
-  $("readout").replaceChildren(
-    ...tiles.map(([name, text, exact]) => element("span", { title: exact ?? "" }, `${name} `, element("b", {}, String(text)))),
-  );
-  $("threshold").value = points.threshold.length - 1 - index;
-  $("threshold").setAttribute("aria-valuetext", `${tiles[0][1]}, recall ${percent(recall)}, false-positive rate ${percent(fpr)}`);
-  moveMarks(index);
+  moveMarks();
   updateDecisions();
+}
+
+/** What a point of the curve says: name, text and exact value. */
+function tilesOf(points, index) {
+  const at = (key) => points[key][index];
+  const [threshold, recall, fpr, precision] = [at("threshold"), at("recall"), at("fpr"), at("precision")];
+  const f1 = recall + precision > 0 ? (2 * recall * precision) / (recall + precision) : 0;
+  const rates = [["Recall", recall], ["False-positive rate", fpr], ["Precision", precision], ["F1", f1]];
+  if (points.pro) rates.push(["Recall of regions", at("pro")]);
+  const tiles = rates.map(([name, value]) => [name, percent(value), value]);
+  tiles.unshift(["Threshold", format(threshold, view.category, view.level), threshold]);
+  if (view.level === "pixel") return tiles;
+  const { anomalous, normal } = cards.get(view.category);
+  const [hits, alarms] = [Math.round(recall * anomalous), Math.round(fpr * normal)];
+  const counts = { Hits: hits, Misses: anomalous - hits, "False alarms": alarms, "Correct normals": normal - alarms };
+  return [...tiles, ...Object.entries(counts).map(([name, count]) => [name, String(count)])];
 }
 
 /** Resolve a colour of the style sheet: plotly knows no variables. */
@@ -260,23 +254,26 @@ function colour(name) {
 /** The curves of a level: what is along x and y, and what else the chart shows. */
 function curveChartsOf(points) {
   const fpr = "False-positive rate";
-  const diagonal = { type: "line", x0: 0, y0: 0, x1: 1, y1: 1, line: { color: colour("control"), width: 1, dash: "dot" } };
+  const square = { x0: 0, y0: 0, x1: 1, y1: 1 };
+  const chance = { ...square, type: "line", line: { color: colour("control"), width: 1, dash: "dot" } };
   // AUPRO integrates up to a false-positive rate of 0.3.
-  const limit = { type: "rect", x0: 0, x1: 0.3, y0: 0, y1: 1, fillcolor: colour("accent"), opacity: 0.1, line: { width: 0 } };
-  const charts = [
-    { title: "ROC", x: "fpr", y: "recall", xTitle: fpr, yTitle: "Recall", shapes: [diagonal] },
-    { title: "Precision-recall", x: "recall", y: "precision", xTitle: "Recall", yTitle: "Precision", shapes: [] },
-    { title: "PRO", x: "fpr", y: "pro", xTitle: `${fpr} (AUPRO: up to 0.3)`, yTitle: "Recall of regions", shapes: [limit] },
-  ];
-  return charts.filter(({ y }) => points?.[y]).map((chart) => withCurve(chart, points));
+  const limit = { ...square, type: "rect", x1: 0.3, fillcolor: colour("accent"), opacity: 0.1, line: { width: 0 } };
+  const roc = { title: "ROC", x: "fpr", y: "recall", xTitle: fpr, yTitle: "Recall", shapes: [chance] };
+  const pr = { title: "Precision-recall", x: "recall", y: "precision", xTitle: "Recall", shapes: [] };
+  pr.yTitle = "Precision";
+  const pro = { title: "PRO", x: "fpr", y: "pro", yTitle: "Recall of regions", shapes: [limit] };
+  pro.xTitle = `${fpr} (AUPRO: up to 0.3)`;
+  return [roc, pr, pro].filter(({ y }) => points?.[y]).map((chart) => withCurve(chart, points));
 }
 
 /** A chart with its curve and, as its second trace, the mark that the threshold moves. */
 function withCurve(chart, points) {
   const { x, y, xTitle, yTitle, shapes } = chart;
-  const curve = { x: points[x], y: points[y], mode: "lines", line: { color: colour("accent"), width: 2 } };
+  // Over the false-positive rate a curve ends where everything is found; its last point may be there already.
+  const [xs, ys] = x === "fpr" ? [[...points[x], 1], [...points[y], 1]] : [points[x], points[y]];
+  const curve = { x: xs, y: ys, mode: "lines", line: { color: colour("accent"), width: 2 } };
   curve.hovertemplate = `${xTitle} %{x:.3f}<br>${yTitle} %{y:.3f}<extra></extra>`;
-  const mark = { mode: "markers", x: [], y: [], hoverinfo: "skip" };
+  const mark = { mode: "markers", x: [], y: [], hoverinfo: "skip", cliponaxis: false };
   mark.marker = { size: 12, color: colour("anomalous"), line: { color: colour("panel"), width: 2 } };
   const layout = layoutOf(xTitle, yTitle, shapes);
   layout.xaxis.range = layout.yaxis.range = [-0.02, 1.02];
@@ -286,26 +283,28 @@ function withCurve(chart, points) {
 function histogramChart({ edges, ...counts }) {
   const x = edges.slice(1).map((edge, index) => (edge + edges[index]) / 2);
   const width = edges.slice(1).map((edge, index) => edge - edges[index]);
-  const kinds = [["normal", "normal"], ["anomalous", "anomalous"], ["unlabelled", "accent"]].filter(([kind]) => counts[kind].some(Boolean));
-  const traces = kinds.map(([kind, name]) => ({
-    type: "bar", x, y: counts[kind], width, marker: { color: colour(name) }, opacity: 0.65,
+  const kinds = ["normal", "anomalous", "unlabelled"].filter((kind) => counts[kind].some(Boolean));
+  const traces = kinds.map((kind) => ({
+    type: "bar", x, y: counts[kind], width, marker: { color: colour(kind) }, opacity: 0.65,
     hovertemplate: `%{y} ${kind}, score %{x:.4g}<extra></extra>`,
   }));
-  const keys = kinds.map(([kind, name]) => {
-    const key = element("span", { className: "key" }, kind === "unlabelled" ? "without label" : kind);
-    key.style.setProperty("--colour", `var(--${name})`);
-    return key;
-  });
-  return { title: "Single-image scores", traces, layout: layoutOf("Score of the image alone", "Images", []), keys };
+  const keys = kinds.map((kind) => element("span", { className: `key ${kind}` }, kind));
+  const layout = layoutOf("Score of the image alone", "Images", []);
+  const margin = 0.03 * (edges.at(-1) - edges[0]); // the threshold may stand at the first edge
+  layout.xaxis.range = [edges[0] - margin, edges.at(-1) + margin];
+  layout.yaxis.tickformat = "d";
+  if (Math.max(...Object.values(counts).flat()) < 6) layout.yaxis.dtick = 1; // no half images
+  return { title: "Single-image scores", traces, layout, keys };
 }
 
 function layoutOf(xTitle, yTitle, shapes) {
   const axis = { gridcolor: colour("line"), zeroline: false, fixedrange: true };
   return {
-    margin: { l: 48, r: 12, t: 10, b: 42 }, showlegend: false, hovermode: "closest", dragmode: false, barmode: "overlay",
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", shapes,
+    xaxis: { ...axis, title: { text: xTitle, standoff: 6 } },
+    yaxis: { ...axis, title: { text: yTitle, standoff: 6 } },
     font: { family: "system-ui, sans-serif", size: 12, color: colour("muted") },
-    xaxis: { ...axis, title: { text: xTitle, standoff: 6 } }, yaxis: { ...axis, title: { text: yTitle, standoff: 6 } },
+    margin: { l: 48, r: 12, t: 10, b: 42 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false, hovermode: "closest", dragmode: false, barmode: "overlay", shapes,
   };
 }
 
@@ -316,7 +315,8 @@ function drawCharts() {
   if (!view.category) return;
   const points = curveOf();
   charts = curveChartsOf(points);
-  if (view.level !== "pixel" && histograms.has(view.category)) charts.push(histogramChart(histograms.get(view.category)));
+  const histogram = histograms.get(view.category);
+  if (view.level !== "pixel" && histogram) charts.push(histogramChart(histogram));
   for (const chart of charts) {
     chart.plot = element("div", { className: "plot", role: "img", ariaLabel: `${chart.title}, ${view.category}` });
   }
@@ -324,36 +324,26 @@ function drawCharts() {
   $("charts").replaceChildren(
     ...charts.map(({ title, keys, plot }) => element("figure", {}, element("figcaption", {}, title, ...keys), plot)),
   );
+  if ($("fused-hint")) $("fused-hint").hidden = view.level !== "image";
+  if (!window.Plotly) return;
   for (const { plot, traces, layout, y } of charts) {
     Plotly.newPlot(plot, traces, layout, { displayModeBar: false, responsive: true });
-    if (y) plot.on("plotly_click", (event) => {
-      moveThreshold(event.points[0].pointIndex);
-      chooseCases();
-    });
+    if (y) plot.on("plotly_click", (event) => moveThreshold(event.points[0].pointIndex, true));
   }
-  $("curve-hint").textContent = hintOf(points);
-  if (points) moveMarks(indexOfThreshold());
+  moveMarks();
 }
 
-function hintOf(points) {
-  const hints = [];
-  if (points) hints.push("An image or pixel is decided anomalous when its score is at or above the threshold.");
-  if (view.level === "image") {
-    hints.push(`The fused score (${data.fusion}) depends on all test images of the category; the histogram is of the score of each image alone.`);
-  }
-  return hints.join(" ");
-}
-
-/** Move the marks of all charts to a point of the curve. */
-function moveMarks(index) {
+/** Move the marks of all charts to the threshold. */
+function moveMarks() {
   const points = curveOf();
-  for (const { plot, x, y } of charts) {
+  const index = points && indexOfThreshold();
+  const at = thresholds.get(view.category).get("single"); // there may be one without a curve
+  for (const { plot, x, y } of window.Plotly ? charts : []) {
     if (y) {
       Plotly.restyle(plot, { x: [[points[x][index]]], y: [[points[y][index]]] }, [1]);
-    } else if (view.level === "single") {
-      const at = points.threshold[index];
-      const line = { type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color: colour("ink"), width: 1.5 } };
-      Plotly.relayout(plot, { shapes: [line] });
+    } else if (view.level === "single" && at !== undefined) {
+      const line = { color: colour("ink"), width: 1.5 };
+      Plotly.relayout(plot, { shapes: [{ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line }] });
     }
   }
 }
@@ -419,14 +409,14 @@ const RANKS = {
   "worst miss": "Worst misses", "worst false alarm": "Worst false alarms", "best hit": "Best hits",
   "closest to the threshold": "Closest to the threshold", "worst map": "Worst maps", "best map": "Best maps",
 };
-// What to sort by: its name, and the key; images without a key come last.
+// What to sort by: its name, the value of an image, and the direction; images without a value come last.
 const SORTS = {
-  error: ["Error, worst first", (item) => -errorOf(item), (item) => errorOf(item) !== null],
-  high: ["Score, highest first", (item) => -scoreOf(item), (item) => scoreOf(item) !== null],
-  low: ["Score, lowest first", scoreOf, (item) => scoreOf(item) !== null],
-  pixel: ["Pixel AP, lowest first", (item) => item.pixel_ap, (item) => item.pixel_ap !== null],
-  name: ["File name", (item) => `${item.category}/${item.image_path}`, () => true],
-  rank: ["Rank", (item) => item.ranks[filter.rank], (item) => filter.rank in item.ranks],
+  error: ["Error, worst first", errorOf, -1],
+  high: ["Score, highest first", scoreOf, -1],
+  low: ["Score, lowest first", scoreOf, 1],
+  pixel: ["Pixel AP, lowest first", (item) => item.pixel_ap, 1],
+  name: ["File name", (item) => `${item.category}/${item.image_path}`, 1],
+  rank: ["Rank", (item) => item.ranks[filter.rank] ?? null, 1],
 };
 const filter = { category: "", rank: "", outcome: "", sort: "" };
 const buttons = new Map(); // case -> its card's button; a card is made once
@@ -434,29 +424,26 @@ let chosen = []; // the cases that pass the filters, in order
 let made = 0; // so many of them have a card on the page
 
 function setUpGallery() {
-  const has = ([, [, , isKnown]]) => data.cases.some(isKnown);
   const ranks = Object.keys(RANKS).filter((rank) => data.cases.some((item) => rank in item.ranks));
-  const sorts = Object.entries(SORTS).filter((sort) => sort[0] !== "rank" && has(sort)).map(([key, [text]]) => [key, text]);
-  filter.sort = sorts[0][0];
-  fill($("gallery-category"), [["", "All"], ...data.categories.map((name) => [name, name])].slice(cards.size > 1 ? 0 : 1), cards.size > 1 ? "" : data.categories[0]);
+  const sorts = Object.entries(SORTS)
+    .filter(([, [, value]]) => data.cases.some((item) => value(item) !== null))
+    .map(([key, [text]]) => [key, text]);
+  const levels = ["single", "image"].filter((level) => data.cases.some((item) => item[`${level}_score`] !== null));
+  const all = data.categories.length > 1 ? [["", "All"]] : [];
+  Object.assign(filter, { category: all.length ? "" : data.categories[0], sort: sorts[0][0] });
+  fill($("gallery-category"), [...all, ...data.categories.map((name) => [name, name])], filter.category);
   fill($("gallery-rank"), [["", "All"], ...ranks.map((rank) => [rank, RANKS[rank]])], "");
   fill($("gallery-sort"), sorts, filter.sort);
-  fill($("gallery-score"), imageLevels.map((level) => [level, LEVELS[level]]), scoreLevel);
-  filter.category = $("gallery-category").value;
-  $("gallery-controls").hidden = false;
-  $("gallery-category").addEventListener("change", (event) => chooseCategory(event.target.value));
-  $("gallery-rank").addEventListener("change", (event) => {
-    filter.rank = event.target.value;
-    filter.sort = filter.rank ? "rank" : sorts[0][0];
-    fill($("gallery-sort"), filter.rank ? [["rank", "Rank"], ...sorts] : sorts, filter.sort);
-    chooseCases();
+  fill($("gallery-score"), levels.map((level) => [level, LEVELS[level]]), scoreLevel);
+  $("gallery-category").addEventListener("change", ({ target }) => chooseCategory(target.value));
+  $("gallery-sort").addEventListener("change", ({ target }) => chooseCases({ sort: target.value }));
+  $("gallery-rank").addEventListener("change", ({ target }) => {
+    const sort = target.value ? "rank" : sorts[0][0];
+    fill($("gallery-sort"), target.value ? [["rank", "Rank"], ...sorts] : sorts, sort);
+    chooseCases({ rank: target.value, sort });
   });
-  $("gallery-sort").addEventListener("change", (event) => {
-    filter.sort = event.target.value;
-    chooseCases();
-  });
-  $("gallery-score").addEventListener("change", (event) => {
-    setScoreLevel(event.target.value);
+  $("gallery-score").addEventListener("change", ({ target }) => {
+    setScoreLevel(target.value);
     if (view.category && view.level !== "pixel") showCurves(view.category, scoreLevel);
   });
   $("more").addEventListener("click", () => {
@@ -464,38 +451,31 @@ function setUpGallery() {
     addCards();
     buttons.get(chosen[first]).focus();
   });
+  $("gallery-controls").hidden = false;
   setUpControls();
   setUpViewer();
-  setUpOutcomes();
-  chooseCases();
+  setScoreLevel(scoreLevel);
 }
 
+/** Decide by another score: what there is to decide may differ. */
 function setScoreLevel(level) {
   scoreLevel = level;
-  if (!$("gallery-score")) return;
+  if (!$("cards")) return;
   $("gallery-score").value = level;
-  setUpOutcomes();
-  chooseCases();
-}
-
-function chooseCategory(category) {
-  filter.category = category;
-  $("gallery-category").value = category;
-  if (category) showCurves(category);
-  chooseCases();
-}
-
-/** The outcomes that the data can have: without labels there are decisions, without a threshold there is nothing. */
-function setUpOutcomes() {
+  // Without labels there are decisions, without a threshold there is nothing.
   const decided = data.cases.filter((item) => outcomeOf(item) !== null);
   const options = Object.entries(OUTCOMES).filter(([outcome]) =>
     decided.some((item) => (item.label === null) === outcome.startsWith("decided")),
   );
-  if (!options.some(([outcome]) => outcome === filter.outcome)) filter.outcome = "";
-  fillSegments($("outcomes"), [["", "All"], ...options], filter.outcome, (outcome) => {
-    filter.outcome = outcome;
-    chooseCases();
-  });
+  const outcome = options.some(([key]) => key === filter.outcome) ? filter.outcome : "";
+  fillSegments($("outcomes"), [["", "All"], ...options], outcome, (other) => chooseCases({ outcome: other }));
+  chooseCases({ outcome });
+}
+
+function chooseCategory(category) {
+  $("gallery-category").value = category;
+  if (category) showCurves(category);
+  chooseCases({ category });
 }
 
 /** Opacity and outline: one setting for gallery and dialog. */
@@ -516,14 +496,16 @@ function setUpControls() {
   setHeat(0.7);
 }
 
-/** Filter and sort the cases, and show the first of them. */
-function chooseCases() {
+/** Change the filters or the order, and show the first cases. */
+function chooseCases(change = {}) {
   if (!$("cards")) return;
-  const [, key, isKnown] = SORTS[filter.sort];
+  Object.assign(filter, change);
+  const [, value, sign] = SORTS[filter.sort];
+  const natural = { numeric: true }; // 2.png before 10.png
   const compare = (a, b) => {
-    if (!isKnown(a) || !isKnown(b)) return isKnown(b) - isKnown(a);
-    const [first, second] = [key(a), key(b)];
-    return typeof first === "string" ? first.localeCompare(second, undefined, { numeric: true }) : first - second;
+    const [first, second] = [value(a), value(b)];
+    if (first === null || second === null) return (first === null) - (second === null);
+    return sign * (typeof first === "string" ? first.localeCompare(second, undefined, natural) : first - second);
   };
   chosen = casesBeforeOutcome().filter((item) => !filter.outcome || outcomeOf(item) === filter.outcome).sort(compare);
   made = 0;
@@ -534,9 +516,8 @@ function chooseCases() {
 }
 
 function casesBeforeOutcome() {
-  return data.cases.filter(
-    (item) => (!filter.category || item.category === filter.category) && (!filter.rank || filter.rank in item.ranks),
-  );
+  const { category, rank } = filter;
+  return data.cases.filter((item) => (!category || item.category === category) && (!rank || rank in item.ranks));
 }
 
 function addCards() {
@@ -550,16 +531,15 @@ function addCards() {
   const left = chosen.length - made;
   $("more").hidden = !left;
   $("more").textContent = `Show ${Math.min(PAGE, left)} more of ${left}`;
-  const all = data.cases.length;
-  $("gallery-count").textContent = `${chosen.length} of ${all} image${all === 1 ? "" : "s"} match${chosen.length === 1 ? "es" : ""}`;
+  $("gallery-count").textContent = made ? `Images 1 to ${made} of ${chosen.length}` : "No image passes these filters.";
 }
 
-const shortName = (path) => path.split("/").slice(-2).join("/");
-
 function cardOf(item) {
-  const file = element("span", { className: "file", title: `${item.category}: ${item.image_path}` }, shortName(item.image_path));
-  const caption = element("span", { className: "caption" }, element("span", { className: "score" }), element("span"), file);
-  const button = element("button", { type: "button" }, frameOf(item), caption);
+  const name = item.image_path.split("/").slice(-2).join("/");
+  const file = element("span", { className: "file", title: `${item.category}: ${item.image_path}` }, name);
+  const score = element("span", { className: "score" });
+  const caption = element("span", { className: "caption" }, score, element("span"), file);
+  const button = element("button", { type: "button" }, element("span", { className: "stage" }, frameOf(item)), caption);
   button.addEventListener("click", () => showCase(item));
   return button;
 }
@@ -615,12 +595,11 @@ function showCase(item) {
   const place = chosen.indexOf(item);
   $("viewer-title").textContent = item.image_path;
   $("viewer-place").textContent = `${place + 1} of ${chosen.length}`;
-  $("previous").disabled = place <= 0;
-  $("next").disabled = place === chosen.length - 1;
+  $("previous").ariaDisabled = place <= 0; // not disabled: it would lose the focus, and with it the arrow keys
+  $("next").ariaDisabled = place === chosen.length - 1;
   $("viewer-picture").replaceChildren(frameOf(item));
-  $("viewer-facts").replaceChildren(
-    ...factsOf(item).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))),
-  );
+  const row = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)));
+  $("viewer-facts").replaceChildren(...factsOf(item).map(row));
   showLegend($("viewer-legend"), item.category);
   if (!$("viewer").open) $("viewer").showModal();
 }
@@ -630,9 +609,9 @@ function factsOf(item) {
   const facts = [
     ["Category", item.category], ["Label", ["normal", "anomalous"][item.label]], ["Decision", outcomeOf(item)],
     ["Threshold", thresholdOf(item)], ["Single-image score", item.single_score], ["Fused score", item.image_score],
-    ...Object.entries(item.terms), ["Pixel AP in the image", item.pixel_ap],
-    ["Marked by the mask", item.mask_share === null ? null : `${Number((100 * item.mask_share).toPrecision(3))}%`],
-    ["Size", `${item.width} × ${item.height}`],
+    ...Object.entries(item.terms), ["Pixel AP", item.pixel_ap],
+    ["Marked by the mask", item.label && item.mask_share !== null ? `${(100 * item.mask_share).toPrecision(3)}%` : null],
+    ["Size", item.width * item.height > 1 ? `${item.width} × ${item.height} pixels` : null], // else the file is gone
     ...Object.entries(item.ranks).map(([name, rank]) => [RANKS[name] ?? name, `no. ${rank}`]),
   ];
   return facts.filter(([, value]) => value !== null && value !== undefined);
@@ -640,8 +619,8 @@ function factsOf(item) {
 
 // ---- Start ---------------------------------------------------------------------------------------------------------
 
+setUpTheme();
 setUpCopy();
 if ($("metrics")) setUpTable();
 if ($("cards")) setUpGallery();
-setUpTheme();
-if ($("curves")) requestAnimationFrame(setUpCurves); // the images first: plotting takes a moment
+if ($("curves")) setUpCurves();

@@ -160,7 +160,8 @@ def _key_figures(description: Description) -> Iterator[tuple[str, str, str]]:
     yield "images", f"{sum(card['images'] for card in cards):,}", ""
     if any(card["anomalous"] for card in cards):
         yield "anomalous", f"{sum(card['anomalous'] for card in cards):,}", ""
-    yield "categories" if len(cards) != 1 else "category", f"{len(cards):,}", ""
+    if len(cards) > 1:
+        yield "categories", f"{len(cards):,}", ""
 
 
 def _heading(name: str) -> tuple[str, str]:

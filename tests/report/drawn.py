@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -100,10 +99,9 @@ def drawn_run(
         "cases": cases,
         "hidden": 0,
         "palette": PALETTE,
-        "_recorded": None,
-        "_root": Path(),
     }
-    return Drawn(**(run | changes))
+    sources = {field.name: None for field in fields(Description) if field.name.startswith("_")}
+    return Drawn(**(run | sources | changes))
 
 
 def _case(number: int, category: str, anomalous: bool, score: float) -> ShownCase:
