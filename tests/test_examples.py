@@ -51,7 +51,12 @@ WITHOUT = {
         src.metrics.own: of_all_processes
         src.metrics.exchange: summed gathered gathered_objects common_dtype
     """,
-    "needs an account of W&B": "src.report.table: log_table close_loggers",
+    "needs a run of W&B or TensorBoard": """
+        src.callbacks.wandb_review: review log_files log_review use_checkpoint learning_rates
+        src.callbacks.tensorboard_review: write_review
+        src.run.trackers: build_loggers wandb_arguments identity
+        src.run.folder: close_loggers
+    """,
     "others extend it; docs/extending.md shows how": """
         src.models.method: Method TextFeatures
         src.anomaly_module: AnomalyModule
@@ -68,6 +73,8 @@ WITHOUT = {
         src.reproduce: Recorded
         src.report.cases: Case Cases Picture Table
         src.report.description: Description Pictures
+        src.report.page: Cell Table
+        src.report.media: CasePicture charts ranked_cases case_pictures
         src.metrics.functional.components: ComponentAreas
         src.metrics.functional.curve: Curve AnomalousSide
         src.metrics.functional.f1_max: BestF1

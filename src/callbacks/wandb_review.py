@@ -209,5 +209,14 @@ def use_checkpoint(run: Any, folder: Path) -> None:
 
 
 def weights_name(path: Path) -> str:
-    """Name weights by their content, so that a run finds those that another run has logged."""
+    """Name weights by their content, so that a run finds those that another run has logged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "sdp_plus.safetensors")
+        ...     _ = path.write_bytes(b"weights")
+        ...     weights_name(path)
+        'weights-9a129038d9a00aed'
+    """
     return f"weights-{sha256_of(path)[:16]}"

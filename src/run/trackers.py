@@ -38,7 +38,12 @@ def build_loggers(config: DictConfig, folder: RunFolder, module: AnomalyModule) 
 
 
 def is_wandb(node: Mapping[str, Any]) -> bool:
-    """Whether a logger's node is of W&B."""
+    """Whether a logger's node is of W&B.
+
+    Example:
+        >>> is_wandb({"_target_": "lightning.pytorch.loggers.WandbLogger"})
+        True
+    """
     return str(node.get("_target_", "")).endswith("WandbLogger")
 
 
