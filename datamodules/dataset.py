@@ -101,11 +101,28 @@ class AnomalyDataset(Dataset[Sample]):
         return self.transform(image, mask, seed=(self.seed, int(self.epoch), index))
 
     def _mask(self, record: Record, image: Image.Image) -> UInt8Array:
-        """A record's mask as in its file; an all-zero one, which no file holds, at the size that is asked for."""
-        if record.mask_path is not None:
-            return _load_matching_mask(record.mask_path, record, image)
-        size = self.transform.mask_size
-        return np.zeros((size, size) if size else (image.height, image.width), np.uint8)
+        """A record's mask as in its file; an all-zero one, which no file holds, at the size that is asked for.
+
+        Raises:
+            UserError: the mask does not fit its image or its label.
+        """
+        path = record.mask_path
+        if path is None:
+            size = self.transform.mask_size
+            return np.zeros((size, size) if size else (image.height, image.width), np.uint8)
+        mask = load_mask(path)
+        height, width = mask.shape
+        if (width, height) != image.size:
+            raise UserError(
+                f"Expected a mask of its image's size, but {path} has {width}x{height} and {record.image_path} has "
+                f"{image.width}x{image.height} pixels"
+            )
+        if record.label == NORMAL and mask.any():
+            raise UserError(
+                f"Expected an empty mask for the normal image {record.image_path}, but {path} marks {int(mask.sum())} "
+                "pixels; correct the mask or the label"
+            )
+        return mask
 
     def _warn_once(self, line: str) -> None:
         """Once, and not once a worker."""
@@ -152,20 +169,3 @@ def collate_native(samples: Sequence[Sample]) -> Batch:
 def _is_empty(record: Record) -> bool:
     """Whether the file of a mask marks nothing: then no resizing has made it so."""
     return record.mask_path is None or not load_mask(record.mask_path).any()
-
-
-def _load_matching_mask(path: Path, record: Record, image: Image.Image) -> UInt8Array:
-    """A mask (h, w) {0, 1} that fits its image and its label."""
-    mask = load_mask(path)
-    height, width = mask.shape
-    if (width, height) != image.size:
-        raise UserError(
-            f"Expected a mask of its image's size, but {path} has {width}x{height} and {record.image_path} has "
-            f"{image.width}x{image.height} pixels"
-        )
-    if record.label == NORMAL and mask.any():
-        raise UserError(
-            f"Expected an empty mask for the normal image {record.image_path}, but {path} marks {int(mask.sum())} "
-            "pixels; correct the mask or the label"
-        )
-    return mask

@@ -18,7 +18,7 @@ def count_records(records: Sequence[Record]) -> dict[str, int]:
         "images": len(records),
         "normal": sum(record.label == NORMAL for record in records),
         "anomalous": sum(record.label == ANOMALOUS for record in records),
-        "bytes": sum(path.stat().st_size for path in files_of(records)),
+        "bytes": sum(path.stat().st_size for record in records for path in record.files),
     }
 
 
@@ -48,19 +48,10 @@ def fingerprint_records(records: Sequence[Record], root: Path) -> dict[str, Any]
     for record in records:
         by_category.setdefault(record.category, []).append(record)
     categories = {category: count_records(own) for category, own in by_category.items()}
-    files = files_of(records)
+    files = [path for record in records for path in record.files]
     return {
         "categories": categories,
         "files": len(files),
         "bytes": sum(counts["bytes"] for counts in categories.values()),
         "sha256": hash_files(files, root),
     }
-
-
-def files_of(records: Iterable[Record]) -> list[Path]:
-    """List images and masks, in the records' order.
-
-    >>> [path.name for path in files_of([Record(Path("a.png"), "cup", ANOMALOUS, Path("a_mask.png"))])]
-    ['a.png', 'a_mask.png']
-    """
-    return [path for record in records for path in (record.image_path, record.mask_path) if path is not None]

@@ -33,6 +33,15 @@ class Record(NamedTuple):
     label: int | None
     mask_path: Path | None
 
+    @property
+    def files(self) -> list[Path]:
+        """The image, and its mask if it has one.
+
+        >>> [path.name for path in Record(Path("a.png"), "cup", ANOMALOUS, Path("a_mask.png")).files]
+        ['a.png', 'a_mask.png']
+        """
+        return [self.image_path] if self.mask_path is None else [self.image_path, self.mask_path]
+
 
 def list_images(folder: Path) -> list[Path]:
     """All images below ``folder``, at any depth, sorted by path; empty when there is no such folder.

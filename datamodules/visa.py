@@ -56,7 +56,7 @@ class VisA(AnomalyDataModule):
         """Records in the order of the rows."""
         rows = [row for row in self._rows if row.object == category and row.split == self.split]
         records = [self._record(row) for row in rows]
-        files = [path for record in records for path in (record.image_path, record.mask_path) if path is not None]
+        files = [path for record in records for path in record.files]
         missing = [path for path in files if not path.is_file()]
         if missing:
             raise UserError(

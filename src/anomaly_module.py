@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from datamodules.base import AnomalyDataModule
 from datamodules.dataset import Batch
 from datamodules.errors import UserError, reason_of
-from src.features.batches import compute_features
+from src.features.cache import compute_features
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.exchange import is_shared
 from src.metrics.functional import needs_all_images
@@ -154,13 +154,11 @@ class AnomalyModule(LightningModule):
         self._prepare(self.train_classes)
 
     def on_test_start(self) -> None:
-        """Embed the test classes."""
+        """Embed the classes of the images to test or to score."""
         self._prepare(self.test_classes)
         self.test_metrics.reset()
 
-    def on_predict_start(self) -> None:
-        """Embed the classes of the images to score."""
-        self._prepare(self.test_classes)
+    on_predict_start = on_test_start
 
     def _prepare(self, classes: ClassSet) -> None:
         try:
@@ -231,14 +229,10 @@ class AnomalyModule(LightningModule):
         scores = self(batch)
         compared = self._update(self.test_metrics, batch, scores)
         if not (self.is_part or is_shared()):
-            self._let_go(set(batch["category"]))
+            for name in set(batch["category"]):
+                if self.test_metrics.num_images[name] == self.num_test_images[name]:
+                    self.test_metrics.finish(name)  # and release its maps: 4 bytes a pixel
         return {"scores": scores, "compared_map": compared}
-
-    def _let_go(self, categories: Iterable[str]) -> None:
-        """Compute what is complete, and release its maps: 4 bytes a pixel."""
-        for name in categories:
-            if self.test_metrics.num_images[name] == self.num_test_images[name]:
-                self.test_metrics.finish(name)
 
     def on_test_epoch_end(self) -> None:
         """Compute the metrics and log their means as `test/<name>`; a part has none."""

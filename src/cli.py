@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError, reason_of
 from src import environment
+from src.config import validate
 from src.overrides import CONF, explain
 from src.run.lock import locked
 from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
@@ -183,8 +184,7 @@ def one_line(error: BaseException) -> str | None:
             return f"W&B: {reason_of(cause)}; log in by `wandb login`, or set logger.wandb.offline=true"
         if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
             return f"torch.compile: {reason_of(cause)}; set backbone.compile=false, or install what it needs"
-        is_lightnings = type(cause).__name__ == "MisconfigurationException"
-        if is_lightnings:
+        if type(cause).__name__ == "MisconfigurationException":  # Lightning's
             return " ".join(str(cause).split())
         refused = explain(cause)
         if refused:
@@ -225,8 +225,6 @@ def _try(name: str, command: Command, config: DictConfig) -> float | None:
 
 def _run(name: str, command: Command, config: DictConfig) -> float | None:
     """Check the configuration, and import what is heavy only then."""
-    from src.config import validate
-
     validated = validate(config, name)
     environment.before_running()
     from src.processes import is_first

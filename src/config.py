@@ -146,6 +146,18 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
     return checked
 
 
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A configuration, or a node of it, as plain dictionaries and lists.
+
+    Example:
+        >>> plain(OmegaConf.create({"seed": 7, "again": "${seed}"}))
+        {'seed': 7, 'again': 7}
+    """
+    content = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def check_training(config: DictConfig) -> None:
     """Check the settings that only training reads, and those that can't be used with training.
 

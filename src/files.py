@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from datamodules.errors import UserError, reason_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 T = TypeVar("T")
 _DEEPEST = 50  # levels of a JSON file; a configuration has about 5
@@ -107,6 +106,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_csv(Path(folder, "a.csv"), [("category", "image_AP"), ("cup", 0.5)])
+        ...     print(Path(folder, "a.csv").read_text(), end="")
+        category,image_AP
+        cup,0.5
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON.
 
@@ -123,32 +138,6 @@ def write_json(path: Path, content: Any) -> None:
         }
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], *, sync: bool = True) -> None:
-    """Write a safetensors file, tensor after tensor, without a copy of them all in memory.
-
-    Raises:
-        OSError: such as a full disk, for which safetensors has an error of its own.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
-        >>> from safetensors import safe_open
-        >>> with TemporaryDirectory() as folder:
-        ...     write_tensors(Path(folder, "a.safetensors"), {"scores": torch.ones(2)}, {"unit": "percent"})
-        ...     with safe_open(Path(folder, "a.safetensors"), "pt") as file:
-        ...         print(file.get_tensor("scores"), file.metadata())
-        tensor([1., 1.]) {'unit': 'percent'}
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with replacing(path, sync=sync) as temporary:
-        try:
-            save_file(dict(tensors), temporary, dict(header))
-        except SafetensorError as error:
-            raise OSError(errno.EIO, reason_of(error)) from error
 
 
 def read_json(path: Path, schema: type[T]) -> T:

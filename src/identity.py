@@ -10,7 +10,7 @@ import inspect
 import json
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +88,21 @@ def identify_releases() -> dict[str, str | None]:
         >>> identify_releases()["python"] == platform.python_version()
         True
     """
-    return {"python": platform.python_version()} | {release: _version(release) for release in _RELEASES.values()}
+    return versions_of(_RELEASES.values())
+
+
+def versions_of(releases: Collection[str]) -> dict[str, str | None]:
+    """The version of Python and of each of some packages; None for one that is not installed.
+
+    Example:
+        >>> versions_of(["no-such-package"])["no-such-package"] is None
+        True
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(releases)
+    for release in releases:
+        with suppress(PackageNotFoundError):
+            versions[release] = version(release)
+    return versions
 
 
 def identify_machine(device: torch.device) -> list[Any]:
@@ -152,12 +166,6 @@ def _package(one: type) -> str:
     if module == "__main__":
         module = getattr(getattr(sys.modules[module], "__spec__", None), "name", module)
     return module.partition(".")[0]
-
-
-def _version(release: str) -> str | None:
-    with suppress(PackageNotFoundError):
-        return version(release)
-    return None
 
 
 @cache

@@ -105,8 +105,9 @@ def _describe_composition(error: ConfigCompositionException) -> str:
     if added:
         return f"nothing of this config group is chosen yet, so it needs a plus: {added[1]}"
     group = re.search(r"(?:config group|Could not override) '([^'@]+)", text)
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
     if group and not (CONF / group[1]).is_dir():
-        return f"{_one_line(text).rstrip('.')}{did_you_mean(group[1], _names_below(CONF))}"
+        return f"{_one_line(text).rstrip('.')}{did_you_mean(group[1], groups)}"
     if "Did you mean" in text:  # the group is there, for other nodes; one more would be of no use
         text = text.partition("\nTo append")[0]
     return _one_line(text)
@@ -131,10 +132,6 @@ def _describe_unknown(node: DictConfig, full_key: str, override: str) -> str:
     if override and target and not target.startswith(_LISTS_ALL):
         return f"{line}; another argument of {target} needs a plus: {override}"
     return f"{line}; a new one needs a plus: {override}" if override and parents in _BY_NAME else line
-
-
-def _names_below(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def _one_line(text: str) -> str:

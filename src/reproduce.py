@@ -20,9 +20,9 @@ from datamodules.errors import UserError
 from src.cli import exit_code_of
 from src.config import Config
 from src.files import damaged, write_text
+from src.overrides import CONF
 from src.run.results import PROVENANCE_FILE, Provenance, read_finished, read_metrics
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 CACHE = "cache"
 # On one CPU two runs are equal to the last digit; another CPU, or number of threads, adds in another order.
 CPU_TOLERANCE = 1e-6

@@ -70,9 +70,8 @@ class Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """What Python calls on a signal."""
-        if (
-            os.getpid() != self._process
-        ):  # a forked process, such as a loader's: there a signal means what it always does
+        # In a forked process, such as a loader's, a signal means what it always does.
+        if os.getpid() != self._process:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             signal.raise_signal(number)
         elif self.received is not None:

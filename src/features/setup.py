@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from datamodules.base import AnomalyDataModule
 from src.arrays import checksum
 from src.clip.backbone import Backbone, BackboneSource
-from src.config import shortcuts
+from src.config import plain, shortcuts
 from src.features.cache import FeatureCache
 from src.features.store import ArrayStore
 from src.identity import NoSource, identify_code, identify_machine
@@ -80,7 +80,7 @@ def _identity(
     is_own = type(method).__module__.partition(".")[0] != "src"
     return {
         "code": identify_code(type(module) for module in method.modules()),
-        "options": OmegaConf.to_container(config.model, resolve=True) if is_own else None,
+        "options": plain(config.model) if is_own else None,
         "state": _hash_of_frozen_state(method),
         "compiled": config.backbone.compile,
         "weights": weights_sha256,
@@ -93,10 +93,8 @@ def _identity(
 
 def _own_options(node: DictConfig) -> dict[str, Any]:
     """The options that not every data set has: a class of the user's may read its images by them."""
-    content = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(content, dict)
     shared = inspect.signature(AnomalyDataModule).parameters.keys() - {"bits"}
-    return {str(key): value for key, value in content.items() if key not in shared}
+    return {key: value for key, value in plain(node).items() if key not in shared}
 
 
 def _hash_of_frozen_state(method: Method) -> str:

@@ -6,7 +6,7 @@ B images, P patches, W width, D embedding, H heads, E = W / H. Blocks are counte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from src.clip.architecture import STAGES, check_feature_layers
 from src.clip.backbone import Backbone
 
 FeatureTap = Literal["reference", "block_output"]
-FEATURE_TAPS = ("reference", "block_output")
+FEATURE_TAPS = get_args(FeatureTap)
 
 
 class Level(NamedTuple):

@@ -57,13 +57,9 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept has to serve training too
 def _blur_matrix(size: int, sigma: float) -> Tensor:
     """The one-dimensional filter as a matrix (size, size) in float64: out = matrix @ signal."""
-    with torch.inference_mode(False):  # what is kept has to serve training too
-        return _folded_kernel(size, sigma)
-
-
-def _folded_kernel(size: int, sigma: float) -> Tensor:
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
@@ -76,6 +72,7 @@ def _folded_kernel(size: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept has to serve training too
 def aligned_upsampling(source: int, target: int) -> Tensor:
     """Linear interpolation with aligned corners as a matrix (target, source) in float64: out = matrix @ signal.
 
@@ -86,10 +83,9 @@ def aligned_upsampling(source: int, target: int) -> Tensor:
         >>> aligned_upsampling(2, 3) @ torch.tensor([0.0, 4.0], dtype=torch.float64)
         tensor([0., 2., 4.], dtype=torch.float64)
     """
-    with torch.inference_mode(False):  # what is kept has to serve training too
-        positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
-        distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
-        return (1 - distances).clamp_min(0)
+    positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
+    distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
+    return (1 - distances).clamp_min(0)
 
 
 def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -1,6 +1,6 @@
 """SDP: frozen CLIP, staged dual path, feature surgery. Nothing is trained.
 
-B images, L levels, P patches, D embedding, H x W pixels.
+B images, L levels, P patches, N tokens (CLS first), D embedding, H x W pixels; the 2 classes are normal and anomalous.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from src.anomaly_module import AnomalyModule, ClassSet
 from src.clip.backbone import Backbone, BackboneSource, describe_text_tower
 from src.clip.backbone import find_backbone as look_up
 from src.clip.sentence_cache import SentenceCache
-from src.config import check_training, shortcuts, training_shortcuts
+from src.config import check_training, plain, shortcuts, training_shortcuts
 from src.files import sha256_of
 from src.metrics.own import OwnMetric
 from src.models.method import Method
@@ -33,23 +33,7 @@ from src.run.protocol import Protocol, describe_use, shared_categories
 from src.run.results import WeightsRecord
 from src.run.trackers import identity
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
-from src.run.trainer import build_trainer
-
-__all__ = [
-    "build_data",
-    "build_method",
-    "build_module",
-    "build_protocol",
-    "build_train_data",
-    "build_trainer",
-    "check_test",
-    "describe",
-    "find_backbone",
-    "find_weights",
-    "load_weights",
-    "open_folder",
-    "origin_of",
-]
+from src.run.trainer import build_trainer as build_trainer
 
 
 def open_folder(config: DictConfig) -> RunFolder:
@@ -310,18 +294,6 @@ def describe(
         "backbone": _describe_backbone(clip),
         "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
     }
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain dictionaries.
-
-    Example:
-        >>> plain(OmegaConf.create({"seed": 7, "again": "${seed}"}))
-        {'seed': 7, 'again': 7}
-    """
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
 
 
 def _warn_of_other_settings(origin: Origin, config: DictConfig, clip: BackboneSource) -> None:

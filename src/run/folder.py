@@ -65,7 +65,7 @@ class RunFolder:
             )
         if not is_first():
             earlier = {}  # the first one's beginning of this very run, perhaps
-        changed = _changed_keys(_identity(earlier["config"]), _identity(config)) if earlier else []
+        changed = _changed_keys(earlier["config"], config) if earlier else []
         if changed:
             raise UserError(
                 f"{path} holds an unfinished run of another configuration (it differs in {', '.join(changed)}); "
@@ -167,11 +167,6 @@ def close_loggers(loggers: Sequence[Logger], exit_code: int) -> None:
         rank_zero_warn(f"W&B did not take everything: {reason_of(error)}; wandb sync sends the rest")
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the numbers, as flat dotted keys."""
-    return {key: value for key, value in _flat(config).items() if decides(key)}
-
-
 def decides(key: str) -> bool:
     """Whether a key of the configuration decides the numbers; others say how to compute and where things are.
 
@@ -196,6 +191,8 @@ def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changed_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    missing = object()
-    return sorted(key for key in one.keys() | other.keys() if one.get(key, missing) != other.get(key, missing))
+def _changed_keys(earlier: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The settings that decide the numbers and are not the same in two configurations, as dotted keys."""
+    one, other, missing = _flat(earlier), _flat(config), object()
+    changed = (key for key in one.keys() | other.keys() if one.get(key, missing) != other.get(key, missing))
+    return sorted(filter(decides, changed))

@@ -6,6 +6,7 @@ depend on the order in which they came.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from datamodules.errors import UserError, reason_of
-from src.files import damaged, parsed, write_tensors
+from src.files import damaged, parsed, replacing
 from src.metrics.base import joined
 from src.metrics.benchmark_metrics import BenchmarkMetrics
 from src.metrics.functional import check_fusion
@@ -93,7 +95,11 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
         "vanished_masks": metrics.vanished_masks,
         "empty_masks": metrics.empty_masks,
     }
-    write_tensors(path, tensors, {_HEADER: json.dumps(header)})
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {_HEADER: json.dumps(header)})  # without a copy of them all in memory
+        except SafetensorError as error:  # what safetensors says of a full disk, without its name
+            raise OSError(errno.EIO, reason_of(error)) from error
 
 
 def read_header(path: Path) -> StateHeader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from datamodules.errors import reason_of
-from src.files import damaged, write_text
+from src.files import damaged, write_csv
 from src.metrics.functional import fuse
 
 BEFORE_TERMS = ("image_path", "category", "label")
@@ -82,15 +81,13 @@ def write_predictions(path: Path, rows: Sequence[Prediction], terms: Sequence[st
         0.png,cup,1,0.5,0.5,0.5
     """
     image_scores = fused(rows, terms, rule) if rule else [None] * len(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns_of(terms))
+    table: list[tuple[object, ...]] = [columns_of(terms)]
     for row, image_score in zip(rows, image_scores, strict=True):
         scores = (*(row.terms[name] for name in terms), image_score, row.single_score)
         # repr gives back the very number, whether it is read as float32 or float64.
         cells = ("" if score is None else repr(score) for score in scores)
-        writer.writerow((row.image_path, row.category, "" if row.label is None else row.label, *cells))
-    write_text(path, text.getvalue())
+        table.append((row.image_path, row.category, "" if row.label is None else row.label, *cells))
+    write_csv(path, table)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

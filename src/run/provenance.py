@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer
+
+from src.identity import versions_of
 
 _PACKAGES = (
     "torch",
@@ -63,16 +64,10 @@ def describe_packages() -> dict[str, str]:
     """Versions of Python and of the packages that a number can depend on.
 
     Example:
-        >>> describe_packages()["torch"] == metadata.version("torch")
+        >>> describe_packages()["torch"] == versions_of(["torch"])["torch"]
         True
     """
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {package: version for package, version in versions_of(_PACKAGES).items() if version is not None}
 
 
 def describe_device(trainer: Trainer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from datamodules.base import AnomalyDataModule
 from src.anomaly_module import AnomalyModule
 from src.clip.backbone import BackboneSource
+from src.features.cache import off
 from src.features.setup import open_feature_cache
 from src.processes import is_first, say
 from src.run.checkpoints import selected_checkpoint
@@ -32,8 +33,7 @@ def serve_features(
     if cache is None:
         return
     if isinstance(cache, str):
-        say(f"feature cache off: {cache}")
-        folder.write(feature_cache={"off": cache})
+        folder.write(feature_cache=off(cache))
         return
     uses = [(train_data, "train")] if train_data else []
     uses += [(train_data, "val")] if train_data and config.val_categories else []

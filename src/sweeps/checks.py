@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
+from src.config import plain, validate
 from src.files import read_json, write_json
 from src.run.lock import locked
 from src.run.results import PROVENANCE_FILE
@@ -159,8 +160,6 @@ def _mistake_in(config: DictConfig, overrides: list[str]) -> UserError | None:
         config: the sweep's configuration, Hydra's node included.
         overrides: of the trial.
     """
-    from src.config import validate
-
     trial = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
     hydra_config = HydraConfig.instance()
     before = hydra_config.cfg
@@ -210,6 +209,4 @@ def _check_folder(folder: Path, sweep: Sweep) -> None:
 
 def _identity(sweeper: DictConfig) -> dict[str, Any]:
     """What decides the trials. A search may go on for longer than it was first asked to."""
-    settings = OmegaConf.to_container(sweeper, resolve=True, enum_to_str=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key != "n_trials"}
+    return {key: value for key, value in plain(sweeper).items() if key != "n_trials"}

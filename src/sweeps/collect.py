@@ -8,17 +8,15 @@ since a lower value may be better.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
 from datamodules.errors import UserError
 from src.cli import exit_code_of
-from src.files import write_text
+from src.files import write_csv, write_text
 from src.metric_names import METRIC_NAMES
 from src.run.results import read_metrics, read_provenance
 from src.sweeps.checks import read_sweep
@@ -102,7 +100,7 @@ def collect(folder: Path) -> str:
     rows = with_summaries(rows)
     mark = _mark(folder, rows)
     text = "\n".join([*_heading(trials, common), *protocols, *mark, *_markdown(rows), ""])
-    write_text(folder / "trials.csv", _csv(rows))
+    write_csv(folder / "trials.csv", _table(rows))
     write_text(folder / "trials.md", text)
     return text
 
@@ -201,15 +199,13 @@ def _mark(folder: Path, rows: Sequence[Row]) -> list[str]:
     return []
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row]) -> Iterator[list[object]]:
+    """A header, and the rows with all digits."""
     keys, names = _keys(rows), _names(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *keys, *names, "best_in", "note"])
+    yield ["trial", *keys, *names, "best_in", "note"]
     for row in rows:
         settings, values = [row.settings.get(key, "") for key in keys], [row.values.get(name, "") for name in names]
-        writer.writerow([row.label, *settings, *values, " ".join(row.best_in), row.note])
-    return text.getvalue()
+        yield [row.label, *settings, *values, " ".join(row.best_in), row.note]
 
 
 def _markdown(rows: Sequence[Row]) -> list[str]:

@@ -46,7 +46,7 @@ def drawn_run(
         changes: other values of the description.
     """
     rng = np.random.default_rng(0)
-    sizes = {"nut": (9, 12), EVIL: (5, 4), "10": (6, 0)} if sizes is None else sizes
+    sizes = {"nut": (9, 12), "10": (6, 0), EVIL: (5, 4)} if sizes is None else sizes
     cases: list[ShownCase] = []
     run: dict[str, Any] = {name: {} for name in ("cards", "curves", "histograms", "drawn")}
     categories: dict[str, dict[str, float]] = {}

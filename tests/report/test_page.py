@@ -114,6 +114,27 @@ def test_an_absent_metric_is_a_dash_that_says_why(tmp_path: Path) -> None:
     assert cell.attributes["title"].endswith("this category has no anomalous ones")
 
 
+def test_key_figures_and_the_data(tmp_path: Path) -> None:
+    run = drawn_run()
+    assert run.metrics is not None
+    page = written(tmp_path, run)
+    figures = page.all("dl")[0]
+    shown = dict(zip((n.content for n in figures.all("dt")), (v.content for v in figures.all("dd")), strict=True))
+    mean = run.metrics["mean"]
+    metrics = {name.replace("_", " ").replace("F1Max", "F1-max"): f"{100 * mean[name]:.1f}" for name in mean}
+    labels = [case["label"] for case in run.cases]
+    counts = {"images": str(len(labels)), "anomalous": str(sum(filter(None, labels))), "categories": "3"}
+    assert shown == {name: metrics[name] for name in shown if name in metrics} | counts
+    assert {"image AUROC", "pixel AUPRO"} < shown.keys()
+    data = page.by_id("data")
+    assert data is not None
+    for cells, card in zip(rows_of(data).values(), run.cards.values(), strict=True):
+        assert [cell.content for cell in cells[:3]] == [str(card[key]) for key in ("images", "normal", "anomalous")]  # type: ignore[literal-required]
+        assert [float(cell.attributes["title"]) for cell in cells[-2:]] == [card["low"], card["high"]]
+        masks = [cell.content for cell in cells[4:9]]
+        assert masks == (["0.12%", "2%", "25%", "1", "0"] if card["anomalous"] else ["\N{EN DASH}"] * 5)
+
+
 def test_names_stay_text(tmp_path: Path) -> None:
     run = drawn_run(title=EVIL, command=f'x="{EVIL}"', reproduce=None, notes=[EVIL], facts=[(EVIL, EVIL)], fusion=EVIL)
     page = written(tmp_path, run)
