@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any, TypeVar
 from datamodules.errors import UserError, reason_of
 
 T = TypeVar("T")
+SPARE = 1 << 20
+"""Bytes to leave on a disk by what a run can do without."""
 _DEEPEST = 50  # levels of a JSON file; a configuration has about 5
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True, spare: int = 0) -> Iterator[Path]:
     """Give a temporary file name beside `path`; when the block ends, the file of that name replaces `path`.
 
     If the block fails, `path` stays as it was and the temporary file is removed. Folders are made as needed.
@@ -32,6 +35,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         path: the file to write.
         sync: wait until the disk has it, so that a power cut loses neither the old content nor the new one. Leave it
             out only for what can be computed again and is checked when it is read.
+        spare: bytes that the disk must have left afterwards, for files that are worth more.
 
     Raises:
         OSError: such as a full disk; the error has the name of `path`.
@@ -50,6 +54,8 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if spare:
+            check_room(path.parent, spare)
         if sync:
             _sync(temporary)
         temporary.replace(path)
@@ -60,6 +66,20 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, spare: int) -> None:
+    """Check that a disk has some bytes left.
+
+    Raises:
+        OSError: it has not.
+
+    Example:
+        >>> check_room(Path(), spare=0)
+    """
+    disk = shutil.disk_usage(folder)
+    if disk.free < spare and disk.total:  # some disks do not say how large they are
+        raise OSError(errno.ENOSPC, f"the disk has less than {spare >> 20} MB left", str(folder))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from experiments.faults.commands import CACHED, EVAL, SWEEP, TRAIN, predict
 from experiments.faults.harness import Done, Fault, Place, expect, is_refused
-from experiments.faults.meddling import at_step, at_write, from_the_start, full, limit_files, small_disk
+from experiments.faults.meddling import (
+    Meddling,
+    at_scores,
+    at_step,
+    at_write,
+    from_the_start,
+    full,
+    limit_files,
+    small_disk,
+    when_written,
+)
 
 
 def full_at(place: Place, part: float, command: str, overrides: tuple[str, ...]) -> None:
@@ -48,6 +58,32 @@ def no_room_for_maps(place: Place) -> None:
     is_refused(place.run("predict", *options, meddle=[at_write(8, full, for_good=True)]), "maps")
     done = place.ok("predict", *options)
     expect(len(list(done.folder.rglob("*.npy"))) == 3, "there are not three maps")
+
+
+def no_room_for_what_shows_it(place: Place, meddle: Meddling, missing: str, overrides: tuple[str, ...] = ()) -> None:
+    """There is no room for what only shows the results: one line says so, and the results are there."""
+    done = place.ok("eval", *EVAL, *overrides, meddle=[meddle])
+    told = [line for line in done.warnings.splitlines() if line.startswith("warning: no ")]
+    expect(len(told) == 1 and f"no {missing}: " in told[0], f"expected one line of {missing}, but got {told}")
+    beside = done.folder.with_name("beside_run")  # of a small disk
+    run = Done(0, "", "", beside if beside.exists() else done.folder)
+    place.same(run, place.undisturbed("eval", *EVAL))
+    expect(bool(run.provenance["finished"]), "provenance does not say that the run has finished")
+    expect(not (run.folder / missing).is_file(), f"half of {missing} is there")
+    left = [path.name for path in run.folder.rglob("*.tmp")]
+    expect(not left, f"left for good: {left}")
+
+
+def no_room_for_a_parts_pictures(place: Place) -> None:
+    """A part has no room for its pictures, and says so: the whole has no page, and says so."""
+    parts = [[*EVAL, f"test_data.shard={n}/2"] for n in (1, 2)]
+    done = place.ok("eval", *parts[0], to="part1", meddle=[small_disk(16 << 20)])
+    expect("no cases.sqlite: " in done.warnings, f"it said {done.warnings}")
+    place.ok("eval", *parts[1], to="part2")
+    folders = [str(place.root / name) for name in ("beside_part1", "part2")]
+    joined = place.ok("merge", *folders, "--out", str(place.root / "merged"))
+    expect("no report.html: " in joined.warnings, f"it said {joined.warnings}")
+    place.same(Done(0, "", "", place.root / "merged"), place.undisturbed("eval", *EVAL))
 
 
 def no_room_for_the_cache(place: Place, count: int) -> None:
@@ -180,6 +216,21 @@ FAULTS = [
     Fault("no_file_grows_beyond_20_kB", 11, partial(no_file_grows, size=20_000)),
     Fault("no_room_for_the_state", 11, no_room_for_the_state),
     Fault("no_room_for_maps", 11, no_room_for_maps),
+    *(
+        Fault(
+            f"no_room_for_{name}",
+            11,
+            partial(no_room_for_what_shows_it, meddle=meddle, missing=missing, overrides=overrides),
+        )
+        for name, meddle, missing, overrides in (
+            ("the_page", from_the_start(limit_files(2_000_000)), "report.html", ()),
+            ("the_pictures", at_scores(2, limit_files(120_000)), "report.html", ()),
+            ("more_than_the_results", small_disk(16 << 20), "report.html", ()),
+            ("the_curves", when_written("curves.json", full), "curves.json", ()),
+            ("an_overlay", when_written("004.png", full), "overlays", ("save_overlays=true",)),
+        )
+    ),
+    Fault("no_room_for_a_parts_pictures", 11, no_room_for_a_parts_pictures),
     *(
         Fault(f"no_room_for_the_cache_from_write_{count}", 11, partial(no_room_for_the_cache, count=count))
         for count in (1, 9, 40)

@@ -19,6 +19,7 @@ from experiments.faults.meddling import (
     at_scores,
     at_step,
     at_write,
+    from_the_start,
     kill,
     limit_files,
     send,
@@ -298,6 +299,18 @@ def leftovers_are_removed(place: Place) -> None:
     expect(not left, f"left for good: {left}")
 
 
+def ended_while_the_page_is_written(place: Place, meddle: Meddling, code: int) -> None:
+    """A run ends within its page: no half page, and the same command goes on and leaves nothing of the first."""
+    done = place.run("eval", *EVAL, meddle=[meddle])
+    expect(done.code == code, f"expected exit code {code}, but it is {done.code}")
+    expect(not (done.folder / "report.html").exists(), "half a page is there")
+    done = place.goes_on("eval", *EVAL)
+    page = (done.folder / "report.html").read_text()
+    expect(page.rstrip().endswith("</html>"), "the page has no end")
+    left = [path.name for path in done.folder.rglob("*.tmp")]
+    expect(not left, f"left for good: {left}")
+
+
 def terminal_closed(place: Place) -> None:
     """SIGHUP ends a run as ever; the same command goes on."""
     done = place.run("train", *TRAIN, meddle=[at_step(4, send(signal.SIGHUP))])
@@ -434,6 +447,15 @@ FAULTS = [
     Fault("two_runs_share_a_cache", 4, two_runs_share_a_cache),
     Fault("merge_killed", 10, merge_killed),
     Fault("leftovers_are_removed", 13, leftovers_are_removed),
+    *(
+        Fault(name, 10, partial(ended_while_the_page_is_written, meddle=meddle, code=code))
+        for name, meddle, code in (
+            ("killed_while_the_page_is_written", from_the_start(limit_files(2_000_000, deadly=True)), 153),
+            ("killed_as_the_page_takes_its_place", when_written("report.html", kill), KILLED),
+            ("killed_while_images_pass", at_scores(2, kill), KILLED),
+            ("sigterm_while_the_page_is_written", when_written("report.html", send(signal.SIGTERM)), TERMINATED),
+        )
+    ),
     Fault("terminal_closed", 9, terminal_closed),
     Fault("a_loader_is_killed", 9, a_loader_is_killed),
     Fault("output_closed", 11, output_closed),

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import AnomalyDataModule
+from datamodules.errors import UserError
 from src.metrics.functional import average_precision, exact_curve
-from src.processes import is_first
+from src.metrics.functional.arguments import as_scores
+from src.processes import is_first, warned
 from src.report.cases import Case, Cases, CaseWriter, Picture
 from src.report.pictures import denormalised, jpeg, outline, pack_map
 from src.run.results import CASES_FILE
@@ -34,6 +35,10 @@ class CaseRecorder(Callback):
         folder: the run's folder.
         is_part: whether this is a part of an evaluation.
 
+    Attributes:
+        error: why nothing is recorded any more, such as a full disk: a page is worth less than the metrics, so the run
+            goes on.
+
     Example:
         >>> from lightning import Trainer
         >>> callbacks = [CaseRecorder(Path("outputs"))]
@@ -43,6 +48,7 @@ class CaseRecorder(Callback):
     def __init__(self, folder: Path, is_part: bool = False) -> None:
         self.folder = folder
         self.is_part = is_part
+        self.error: OSError | None = None
         self._writer: CaseWriter | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,6 +56,7 @@ class CaseRecorder(Callback):
         data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.mean, self.std = data.mean, data.std
         self.size = 2 * SMALL if len(data.tested_records) <= FEW else SMALL
+        self.error = None
         try:
             self._writer = CaseWriter(_file_of(self.folder, trainer.global_rank), data.root.absolute(), data.bits)
         except OSError as error:
@@ -78,11 +85,13 @@ class CaseRecorder(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the files of all processes, or keep a part's: all callbacks have read them by now."""
-        if self._writer is None:
+        if stage not in ("test", "predict"):
             return
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         if self.is_part:
-            self._writer.path.replace(self.folder / CASES_FILE)
+            with warned(CASES_FILE):
+                self._keep()
         elif is_first():  # the others would remove what the first one still reads
             for rank in range(trainer.world_size):
                 _file_of(self.folder, rank).unlink(missing_ok=True)
@@ -90,22 +99,27 @@ class CaseRecorder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove this process's file."""
+        self._discard()
+
+    def _keep(self) -> None:
+        if self.error is not None:
+            raise self.error
         if self._writer is not None:
-            self._writer.close()
-            self._writer.path.unlink(missing_ok=True)
-            self._writer = None
+            self._writer.path.replace(self.folder / CASES_FILE)
 
     def _give_up(self, error: OSError) -> None:
-        """A page is worth less than the metrics: the run goes on without."""
+        self.error = error
+        self._discard()
+
+    def _discard(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer.path.unlink(missing_ok=True)
             self._writer = None
-        rank_zero_warn(f"no pictures of this run: {error}")
 
     def _cases(self, outputs: dict[str, Any], batch: dict[str, Any]) -> list[tuple[Case, Picture]]:
         scores, compared = outputs["scores"], outputs.get("compared_map")
-        anomaly_maps = scores.anomaly_map.float().cpu().numpy()  # (B, H, W)
+        anomaly_maps = as_scores(scores.anomaly_map, "anomaly_map").numpy()  # (B, H, W)
         single_scores = scores.single_score.tolist()
         images = batch["image"].cpu().numpy() if "image" in batch else None  # (B, 3, S, S)
         cases = []
@@ -126,10 +140,17 @@ def cases_of(trainer: Trainer) -> Cases:
     """Open what the processes of a run have recorded, before the run ends.
 
     Raises:
-        UserError: there is nothing, since the disk was full.
+        OSError: this process could not record its images, such as on a full disk.
+        UserError: another process could not.
     """
-    folder = Path(trainer.default_root_dir)
-    return Cases([_file_of(folder, rank) for rank in range(trainer.world_size)])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CaseRecorder) and callback.error is not None:
+            raise callback.error
+    files = [_file_of(Path(trainer.default_root_dir), rank) for rank in range(trainer.world_size)]
+    for rank, file in enumerate(files):
+        if not file.is_file():
+            raise UserError(f"process {rank + 1} of {len(files)} could not record its images; is its disk full?")
+    return Cases(files)
 
 
 def _file_of(folder: Path, rank: int) -> Path:
@@ -141,5 +162,4 @@ def _pixel_ap(anomaly_map: torch.Tensor, mask: torch.Tensor) -> float | None:
     """AP within an image, of a map (H, W) and a mask (H, W); None if the mask is empty."""
     if not mask.any():
         return None
-    scores = anomaly_map.float()
-    return average_precision(exact_curve(scores[mask], scores[~mask]))
+    return average_precision(exact_curve(anomaly_map[mask], anomaly_map[~mask]))

@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from datamodules.errors import UserError
 from datamodules.images import load_image
 from src.callbacks.cases import cases_of
 from src.callbacks.maps import map_names
-from src.files import replacing
+from src.files import SPARE, replacing
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.processes import warned
 from src.report.cases import Case, Cases
-from src.report.pictures import FloatArray, blended, unpack_map
+from src.report.pictures import FloatArray, blended
 
 OVERLAYS = "overlays"
 
@@ -54,35 +56,42 @@ class OverlayWriter(Callback):
 
 
 def write_overlays(folder: Path, cases: Cases) -> None:
-    """Write the overlay of every case.
+    """Write the overlay of every case whose image is still there.
 
     Args:
         folder: the run's folder.
         cases: what was recorded while the images passed.
 
     Raises:
-        UserError: an image is gone or can't be read any more.
+        UserError: the cases are damaged.
         OSError: the disk is full.
     """
     tables = {name: cases.table(name) for name in cases.categories}
     ranges = {name: (float(table.low.min()), float(table.high.max())) for name, table in tables.items()}
-    names = map_names((case.category, case.image_path) for case in map(cases.case, range(len(cases))))
+    names = map_names(cases.names())
 
-    def write(case: Case, image_file: Path, bits: int | None, anomaly_map: FloatArray) -> None:
+    gone: list[UserError] = []
+
+    def write(case: Case, image_file: Path, bits: int | None, anomaly_map: FloatArray) -> UserError | None:
+        try:
+            image = load_image(image_file, bits, _say_nothing)
+        except UserError as error:
+            return error
         name = names[case.category, case.image_path].with_suffix(".png")
-        overlay = blended(load_image(image_file, bits, _say_nothing), anomaly_map, *ranges[case.category])
-        with replacing(folder / OVERLAYS / name, sync=False) as temporary:
+        overlay = blended(image, anomaly_map, *ranges[case.category])
+        with replacing(folder / OVERLAYS / name, sync=False, spare=SPARE) as temporary:
             Image.fromarray(overlay).save(temporary, "png", compress_level=1)
+        return None
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(cases), 4 * threads):  # a few at a time: memory is bounded
             numbers = range(start, min(start + 4 * threads, len(cases)))
-            some = [(cases.case(number), cases.picture(number)) for number in numbers]
+            some, maps = [cases.case(number) for number in numbers], [cases.anomaly_map(number) for number in numbers]
             files, bits = [cases.image_file(number) for number in numbers], [cases.bits(number) for number in numbers]
-            maps = [unpack_map(case.low, case.high, picture.anomaly_map) for case, picture in some]
-            for _ in pool.map(write, [case for case, _ in some], files, bits, maps):
-                pass
+            gone += [error for error in pool.map(write, some, files, bits, maps) if error is not None]
+    if gone:
+        rank_zero_warn(f"no overlays of {len(gone)} of {len(cases)} images, such as: {gone[0]}")
 
 
 def _say_nothing(line: str) -> None:

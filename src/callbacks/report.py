@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from datamodules.errors import UserError
 from src.callbacks.cases import cases_of
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.processes import warned
@@ -17,6 +18,7 @@ from src.report.description import describe
 from src.report.page import write_page
 
 REPORT_FILE = "report.html"
+MOST_IMAGES = 2000
 
 
 class Report(Callback):
@@ -26,12 +28,17 @@ class Report(Callback):
         max_images: how many images it shows at most; of more only the ranked ones.
         in_sweeps: whether the trials of a sweep have one, too.
 
+    Raises:
+        UserError: `max_images` is below 0.
+
     Example:
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[Report(max_images=200)], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, max_images: int = 2000, in_sweeps: bool = False) -> None:
+    def __init__(self, max_images: int = MOST_IMAGES, in_sweeps: bool = False) -> None:
+        if max_images < 0:
+            raise UserError(f"callbacks.report.max_images must be 0 or more, but got {max_images}")
         self.max_images = max_images
         self.reads_cases = in_sweeps or not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
@@ -49,7 +56,7 @@ class Report(Callback):
                 write_report(Path(trainer.default_root_dir), cases, self.max_images)
 
 
-def write_report(folder: Path, cases: Cases, max_images: int = 2000) -> None:
+def write_report(folder: Path, cases: Cases, max_images: int = MOST_IMAGES) -> None:
     """Write the page of a run, from what it has left and from its cases.
 
     Raises:

@@ -19,9 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from src.files import damaged
+from src.files import check_room, damaged
+from src.report.pictures import unpack_map
 
 FloatArray = npt.NDArray[np.float64]
+
+ROOM = 1 << 25
+"""Bytes of the disk that are left for the results: cases come before these and are worth less."""
 
 # Names are bytes, as they are to Linux. Scores and pictures lie apart: a ranking reads no picture.
 _SCHEMA = """
@@ -33,6 +37,20 @@ CREATE TABLE source (root BLOB, bits INTEGER);
 CREATE INDEX by_category ON cases (category);
 CREATE TABLE pictures (id INTEGER PRIMARY KEY, image BLOB, anomaly_map BLOB, outline TEXT);
 """
+
+
+# How many rows are as they are written here. A part's file may come from anywhere.
+_WHOLE_ROWS = """
+SELECT COUNT(*) FROM cases JOIN pictures USING (id) WHERE
+    typeof(category) = 'blob' AND typeof(image_path) = 'blob'
+    AND (label IS NULL OR typeof(label) = 'integer' AND label IN (0, 1))
+    AND typeof(single_score) = 'real' AND abs(single_score) < 9e999
+    AND typeof(low) = 'real' AND typeof(high) = 'real' AND abs(low) < 9e999 AND abs(high) < 9e999
+    AND (pixel_ap IS NULL OR typeof(pixel_ap) = 'real' AND pixel_ap BETWEEN 0 AND 1)
+    AND (mask_share IS NULL OR typeof(mask_share) = 'real' AND mask_share BETWEEN 0 AND 1)
+    AND typeof(image) IN ('blob', 'null') AND typeof(anomaly_map) = 'blob' AND typeof(outline) = 'text'
+"""
+_WHOLE_SOURCE = "SELECT COUNT(*) FROM source WHERE typeof(root) = 'blob' AND typeof(bits) IN ('integer', 'null')"
 
 
 class Case(NamedTuple):
@@ -133,8 +151,9 @@ class CaseWriter:
         """Write a batch; when this returns, other processes can read it.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full, or nearly so.
         """
+        check_room(self.path.parent, ROOM)
         rows = [(_bytes(case.category), _bytes(case.image_path), *case[2:]) for case, _ in cases]
         with self._told():
             self._file.execute("BEGIN")
@@ -175,9 +194,9 @@ class Cases:
         for path in paths:
             with _told_of(path):
                 self._files.append((path, sqlite3.connect(_address(path, "mode=ro&immutable=1"), uri=True)))
-            (number,) = next(self._rows(len(self._starts) - 1, "SELECT COUNT(*) FROM cases"))
-            self._starts.append(self._starts[-1] + number)
-            names = self._rows(len(self._starts) - 2, "SELECT category FROM cases GROUP BY category ORDER BY MIN(id)")
+            file = len(self._files) - 1
+            self._starts.append(self._starts[-1] + self._count(file))
+            names = self._rows(file, "SELECT category FROM cases GROUP BY category ORDER BY MIN(id)")
             found.update((_text(name), None) for (name,) in names)
         self.categories = list(found)
 
@@ -202,6 +221,12 @@ class Cases:
         ids, *others = np.array(rows, dtype=np.float64).T
         return Table(ids.astype(np.int64), *others)
 
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Category and image path of each case."""
+        for file in range(len(self._files)):
+            for category, image_path in self._rows(file, "SELECT category, image_path FROM cases ORDER BY id"):
+                yield _text(category), _text(image_path)
+
     def folders(self, category: str) -> Iterator[tuple[int | None, str]]:
         """The label and the folder of each case of a category."""
         for number in range(len(self._files)):
@@ -220,6 +245,12 @@ class Cases:
         """The picture of a case by its number."""
         return Picture(*self._row("image, anomaly_map, outline FROM pictures", number))
 
+    def anomaly_map(self, number: int) -> npt.NDArray[np.floating]:
+        """The anomaly map (H, W) of a case by its number, see `src.report.pictures.pack_map`."""
+        low, high, png = self._row("low, high, anomaly_map FROM cases JOIN pictures USING (id)", number)
+        with _told_of(self._files[self._file_of(number)][0]):
+            return unpack_map(low, high, png)
+
     def image_file(self, number: int) -> Path:
         """Where the image of a case lay when it was tested."""
         return Path(os.fsdecode(self._source(number)[0])) / self.case(number).image_path
@@ -228,6 +259,18 @@ class Cases:
         """How many bits of a 16-bit image were used."""
         bits: int | None = self._source(number)[1]
         return bits
+
+    def _count(self, file: int) -> int:
+        """How many cases a file has.
+
+        Raises:
+            UserError: it has others than are written here.
+        """
+        count, last = next(self._rows(file, "SELECT COUNT(*), ifnull(MAX(id), 0) FROM cases"))
+        (whole,), (sources,) = next(self._rows(file, _WHOLE_ROWS)), next(self._rows(file, _WHOLE_SOURCE))
+        if not (count == last == whole and sources == 1):
+            raise damaged(self._files[file][0], f"{whole} of {count} rows are what a run writes")
+        return int(count)
 
     def _source(self, number: int) -> tuple[Any, ...]:
         return next(self._rows(self._file_of(number), "SELECT root, bits FROM source"))

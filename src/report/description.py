@@ -5,9 +5,11 @@ Nothing is computed here that the run has computed: scores, metrics and curves s
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +22,7 @@ from datamodules.images import UNREADABLE, load_image
 from datamodules.records import ANOMALOUS, NORMAL
 from src.metrics.functional import CurvePoints
 from src.report.cases import Cases, Table, ranked
-from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg, unpack_map
+from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg
 from src.report.table import notes_of
 from src.run.predictions import Prediction, iterate_predictions
 from src.run.results import PREDICTIONS_FILE, Metrics, Provenance, read_curves, read_metrics, read_provenance
@@ -146,8 +148,7 @@ class Description:
 
     def map_of(self, case: ShownCase) -> FloatArray:
         """The anomaly map (h, w) of a shown case, in 8 bits between its lowest and highest value."""
-        recorded, kept = self._recorded.case(case["id"]), self._recorded.picture(case["id"])
-        return unpack_map(recorded.low, recorded.high, kept.anomaly_map)
+        return self._recorded.anomaly_map(case["id"])
 
 
 def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
@@ -172,7 +173,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     shown: Sequence[int] = range(len(cases))
     if len(cases) > max_images:
         shown = sorted(sorted(ranks, key=lambda number: min(ranks[number].values()))[:max_images])
-    rows = _rows_of(folder / PREDICTIONS_FILE, shown, len(cases))
+    rows = _rows_of(folder / PREDICTIONS_FILE, shown, cases)
     fused = any(row.image_score is not None for row in rows.values())
     tested = provenance["protocol"]["tested_on"]
     is_predict = provenance["kind"] == "predict"
@@ -180,7 +181,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         title=f"predict {tested['title']} ({len(cases)} images)" if is_predict else provenance["protocol"]["line"],
         kind=provenance["kind"],
         command=provenance["command"],
-        reproduce=None if is_predict else f"python -m src.reproduce {folder}",
+        reproduce=None if is_predict else shlex.join(["python", "-m", "src.reproduce", str(folder)]),
         facts=_facts(provenance),
         metrics=metrics,
         notes=notes_of(metrics) if metrics else [],
@@ -227,7 +228,9 @@ def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float
 
 
 def _histogram(table: Table, bins: int = 30) -> Histogram:
-    edges = np.histogram_bin_edges(table.single_score, bins)
+    low, high = table.single_score.min(), table.single_score.max()
+    around = 0.0 if high > low else max(abs(low), 1) / 2
+    edges = np.linspace(low - around, high + around, bins + 1)
     groups = {
         "normal": table.label == NORMAL,
         "anomalous": table.label == ANOMALOUS,
@@ -237,18 +240,18 @@ def _histogram(table: Table, bins: int = 30) -> Histogram:
     return cast(Histogram, {"edges": edges.tolist(), **counts})
 
 
-def _rows_of(path: Path, shown: Sequence[int], total: int) -> dict[int, Prediction]:
+def _rows_of(path: Path, shown: Sequence[int], cases: Cases) -> dict[int, Prediction]:
     """The predictions of the shown cases, by number.
 
     Raises:
-        UserError: there are not as many as cases.
+        UserError: they are of other images than the cases.
     """
-    wanted, rows, number = set(shown), {}, 0
-    for number, row in enumerate(iterate_predictions(path), 1):
-        if number - 1 in wanted:
-            rows[number - 1] = row
-    if number != total:
-        raise UserError(f"expected {total} rows in {path}, one for each picture that was recorded, but found {number}")
+    wanted, rows = set(shown), {}
+    for number, (row, name) in enumerate(zip_longest(iterate_predictions(path), cases.names())):
+        if row is None or (row.category, row.image_path) != name:
+            raise UserError(f"the recorded pictures are of other images than {path}, from row {number + 1} on")
+        if number in wanted:
+            rows[number] = row
     return rows
 
 

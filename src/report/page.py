@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.files import replacing
+from src.files import SPARE, replacing
 from src.metric_names import METRIC_NAMES, RESULT_KEYS, SINGLE_NAMES
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_page(path: Path, description: Description) -> None:
         plotly=_plotly() if has_plots else None,
     )
     # A name of a file need not be text; what is none becomes a question mark.
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
+    with replacing(path, spare=SPARE) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(pieces)
 
 

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from datamodules.errors import UserError
 from datamodules.options import parse_shard
 from src.callbacks.overlays import OVERLAYS, write_overlays
-from src.callbacks.report import REPORT_FILE, write_report
+from src.callbacks.report import MOST_IMAGES, REPORT_FILE, write_report
 from src.callbacks.wandb_review import log_review
 from src.cli import exit_code_of
+from src.environment import before_running
 from src.files import damaged, write_json
 from src.processes import warned
 from src.report.cases import Cases
@@ -32,6 +33,7 @@ from src.run.protocol import cut_by
 from src.run.provenance import describe_command, now
 from src.run.results import (
     CASES_FILE,
+    CURVES_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     PROVENANCE_FILE,
@@ -168,8 +170,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         _refuse_a_run(out)
         write_predictions(out / PREDICTIONS_FILE, rows, terms, rule)
         if metrics and result:
-            write_curves(out, metrics.curves)
             write_json(out / METRICS_FILE, result)
+            with warned(CURVES_FILE):
+                write_curves(out, metrics.curves)
         write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
         _show(parts, out)
     if result:
@@ -179,20 +182,24 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 
 def _show(parts: Sequence[Part], out: Path) -> None:
     """Write the page and the overlays of the whole, if all parts have left what they are made of."""
-    if not all(CASES_FILE in part.provenance.get("files", ()) for part in parts):
-        return
-    paths = [check_written(part.folder, part.provenance, CASES_FILE) for part in parts]
     config: Mapping[str, Any] = parts[0].provenance["config"]
-    with Cases(paths) as cases:
-        with warned(REPORT_FILE):
-            write_report(out, cases)
-        if config.get("save_overlays"):
-            with warned(OVERLAYS):
-                write_overlays(out, cases)
-        _review(config, out, cases)
+    report = (config.get("callbacks") or {}).get("report")
+
+    def cases() -> Cases:
+        return Cases([check_written(part.folder, part.provenance, CASES_FILE) for part in parts])
+
+    if not any(CASES_FILE in part.provenance.get("files", ()) for part in parts):
+        return
+    if report:
+        with warned(REPORT_FILE), cases() as read:
+            write_report(out, read, report.get("max_images", MOST_IMAGES))
+    if config.get("save_overlays"):
+        with warned(OVERLAYS), cases() as read:
+            write_overlays(out, read)
+    _review(config, out, cases)
 
 
-def _review(config: Mapping[str, Any], out: Path, cases: Cases) -> None:
+def _review(config: Mapping[str, Any], out: Path, cases: Callable[[], Cases]) -> None:
     """Make the whole one run in W&B, as it would be if it had not been run in parts."""
     nodes = [node for node in (config.get("logger") or {}).values() if node and is_wandb(node)]
     settings = (config.get("callbacks") or {}).get("wandb_review")
@@ -204,14 +211,14 @@ def _review(config: Mapping[str, Any], out: Path, cases: Cases) -> None:
     run_id = hashlib.sha256(f"{out.absolute()} {provenance['finished']}".encode()).hexdigest()[:16]
     given = {**nodes[0], **wandb_arguments(nodes[0], provenance["identity"], run_id, out)}
     names = ("project", "entity", "name", "id", "group", "job_type", "tags", "notes", "settings", "mode")
-    with warned("review in W&B"):
+    with warned("review in W&B"), cases() as read:
         known: dict[str, Any] = {name: given.get(name) for name in names}
         run: Any
         with wandb.init(dir=str(out), **known) as run:
             run.config.update({"protocol": provenance["protocol"]["line"], "provenance": provenance, **config})
             allowed = settings.get("upload_images")
             shows_images = provenance["data"]["test"].get("published", False) if allowed is None else allowed
-            log_review(run, out, cases, settings["images_per_category"] if shows_images else 0)
+            log_review(run, out, read, settings["images_per_category"] if shows_images else 0)
 
 
 def _refuse_a_run(out: Path) -> None:
@@ -286,4 +293,5 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out or arguments.folders[0].parent / "merged"
+    before_running()
     sys.exit(exit_code_of(lambda: merge(arguments.folders, out)))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from typing_extensions import NotRequired, TypedDict
 
 from datamodules.errors import UserError
-from src.files import damaged, read_json, sha256_of, write_text
+from src.files import SPARE, damaged, read_json, replacing, sha256_of
 from src.metric_names import CurvePoints
 
 PROVENANCE_FILE = "provenance.json"
@@ -234,7 +234,8 @@ def write_curves(folder: Path, curves: Mapping[str, Mapping[str, CurvePoints]]) 
         ...     print(read_curves(Path(folder)) == {"cup": {"image": points}})
         True
     """
-    write_text(folder / CURVES_FILE, json.dumps(curves, allow_nan=False) + "\n")
+    with replacing(folder / CURVES_FILE, spare=SPARE) as temporary:
+        temporary.write_text(json.dumps(curves, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_curves(folder: Path) -> dict[str, dict[str, CurvePoints]] | None:

@@ -1,4 +1,4 @@
-"""Twenty-three of the faults of `python -m experiments.faults`, and faults that nothing survives.
+"""Twenty-seven of the faults of `python -m experiments.faults`, and faults that nothing survives.
 
 They are done by one process, which has its imports loaded before it forks; a session has it do what was chosen.
 """
@@ -34,6 +34,10 @@ CHOSEN = [
     "newest_checkpoint_cut",
     "disk_full_at_60_percent_of_train",
     "no_room_for_the_state",
+    "no_room_for_the_page",
+    "no_room_for_the_pictures",
+    "no_room_for_a_parts_pictures",
+    "killed_while_the_page_is_written",
     "csv_goes_on",
     "target_of_a_callback_copies",
     "crafted_callback",

@@ -71,3 +71,12 @@ def test_without_both_classes_there_is_no_curve() -> None:
     assert curve_points(exact_curve(torch.empty(0), torch.tensor([0.5]))) is None
     with pytest.raises(ValueError, match="max_points"):
         curve_points(exact_curve(torch.tensor([0.5]), torch.tensor([0.5])), max_points=3)
+
+
+def test_no_threshold_is_infinite() -> None:
+    largest = np.finfo(np.float32).max
+    scores, truth = np.array([largest, -largest, 0, -largest], np.float32), np.array([True, True, False, False])
+    points = points_of(scores, truth)
+    assert np.isfinite(points["threshold"]).all()
+    assert points["recall"][0] == 0.5  # nothing is above the largest number
+    assert points["recall"][-1] == points["fpr"][-1] == 1

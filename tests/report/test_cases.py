@@ -1,6 +1,7 @@
 """What is kept of each image: written by several processes, read as one, and ranked."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_a_full_disk_is_an_error_with_the_files_name(small_disk: None, tmp_path:
     writer = CaseWriter(tmp_path / "cases", tmp_path)
     with pytest.raises(OSError, match="cases"):
         writer.add([(case_of(number), Picture(bytes(4096), b"", "")) for number in range(100)])
+    writer.close()
+
+
+def test_room_is_left_for_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    writer = CaseWriter(tmp_path / "cases", tmp_path)
+    writer.add([(case_of(0), picture_of(0))])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(OSError, match="has less than 32 MB left"):
+        writer.add([(case_of(1), picture_of(1))])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=0, free=0))  # it does not say
+    writer.add([(case_of(2), picture_of(2))])
     writer.close()
 
 

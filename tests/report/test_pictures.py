@@ -87,6 +87,22 @@ def test_an_outline_encloses_what_the_mask_marks(shape: tuple[int, int]) -> None
     assert area_of(outline(mask)) == pytest.approx(1e6 * mask.mean(), rel=0.02)
 
 
+def test_an_outline_shows_what_is_smaller_than_a_pixel_of_the_page() -> None:
+    mask = np.zeros((1024, 2048), np.uint8)
+    mask[512, 1024] = 1
+    area = area_of(outline(mask))
+    assert 0 < area <= (1000 / 256) ** 2 * 1.5
+
+
+def test_grain_costs_quality_not_space() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    calm = cv2.GaussianBlur(noise, (0, 0), 8)
+    for size in (256, 512):
+        assert len(jpeg(cv2.GaussianBlur(noise, (0, 0), 1.0), size)) <= size * size / 4
+    _, best = cv2.imencode(".jpg", calm[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 80))
+    assert jpeg(calm, 512) == best.tobytes()
+
+
 def test_an_outline_of_nothing_is_empty() -> None:
     assert outline(np.zeros((9, 9), np.uint8)) == ""
     assert area_of(outline(np.ones((9, 9), np.uint8))) == 1e6

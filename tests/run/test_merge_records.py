@@ -78,7 +78,7 @@ def test_parts_that_belong_together_are_joined(parts: list[Path], tmp_path: Path
     merge(parts[::-1], tmp_path / "out")
     content = json.loads((tmp_path / "out" / PROVENANCE_FILE).read_text())
     assert content["files"] == hashes_of(tmp_path / "out")
-    assert set(content["files"]) == {"metrics.json", PREDICTIONS_FILE}
+    assert set(content["files"]) == {"metrics.json", PREDICTIONS_FILE, "curves.json"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["categories"].keys() == CATEGORIES.keys()
 
 

@@ -64,6 +64,7 @@ def curve_points(curve: Curve, max_fpr: float = 0.3, max_points: int = 500) -> C
         overlap = curve.overlap.numpy()
         columns["pro"] = _pairs(np.where(is_first, 0.0, overlap[before]), overlap[at])
     kept = _thinned(columns, best.threshold, max_fpr, max_points)
+    kept = kept[np.isfinite(columns["threshold"][kept])]  # no number lies above the largest one
     return cast(CurvePoints, {name: values[kept].tolist() for name, values in columns.items()})
 
 
