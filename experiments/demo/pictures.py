@@ -43,13 +43,13 @@ def draw_cases(runs: Sequence[Path], folder: Path) -> list[Path]:
     Returns:
         The two files.
     """
-    data = _data_of(runs[-1])
+    data = data_of(runs[-1])
     cases = sorted(_cases(runs[-1], data), key=lambda case: -case.auroc)
     chosen = {"best": cases[:CASES], "worst": cases[-CASES:]}
     return [_draw(rows, runs, folder / f"{name}.png") for name, rows in chosen.items()]
 
 
-def _data_of(run: Path) -> AnomalyDataModule:
+def data_of(run: Path) -> AnomalyDataModule:
     """The data module of a run, from its provenance."""
     node = json.loads((run / "provenance.json").read_text())["config"]["test_data"]
     # Files are drawn as they are, so that any size will do.
@@ -62,8 +62,8 @@ def _cases(run: Path, data: AnomalyDataModule) -> list[Case]:
     cases = []
     for record in data.records:
         if record.mask_path is not None:
-            anomaly_map = _map_of(run, record)
-            mask = _resized(load_mask(record.mask_path), anomaly_map.shape)
+            anomaly_map = map_of(run, record)
+            mask = resized(load_mask(record.mask_path), anomaly_map.shape)
             value = auroc(exact_curve(torch.from_numpy(anomaly_map[mask]), torch.from_numpy(anomaly_map[~mask])))
             if value is not None:
                 cases.append(Case(record, value))
@@ -83,7 +83,7 @@ def _draw(cases: Sequence[Case], runs: Sequence[Path], path: Path) -> Path:
         row[1].set_title("mask", fontsize=9)
         for axis, run in zip(row[2:], runs, strict=True):
             low, high = ranges[run]
-            axis.imshow(_map_of(run, case.record), cmap="inferno", vmin=low, vmax=high)
+            axis.imshow(map_of(run, case.record), cmap="inferno", vmin=low, vmax=high)
             axis.set_title(run.name, fontsize=9)
         row[-1].set_title(f"{runs[-1].name}: pixel AUROC {case.auroc:.2f}", fontsize=9)
         for axis in row:
@@ -94,7 +94,7 @@ def _draw(cases: Sequence[Case], runs: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def _map_of(run: Path, record: Record) -> npt.NDArray[np.float32]:
+def map_of(run: Path, record: Record) -> npt.NDArray[np.float32]:
     """The saved map of an image: (H, W)."""
     image = record.image_path
     anomaly_map: npt.NDArray[np.float32] = np.load(
@@ -103,7 +103,7 @@ def _map_of(run: Path, record: Record) -> npt.NDArray[np.float32]:
     return anomaly_map
 
 
-def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def resized(mask: UInt8Array, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """A mask at a map's size, nearest neighbour: (h, w) -> (H, W)."""
     rows, columns = (np.arange(n) * size // n for n, size in zip(shape, mask.shape, strict=True))
     return mask[np.ix_(rows, columns)] > 0

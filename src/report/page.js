@@ -407,7 +407,8 @@ const OUTCOMES = {
 };
 const RANKS = {
   "worst miss": "Worst misses", "worst false alarm": "Worst false alarms", "best hit": "Best hits",
-  "closest to the threshold": "Closest to the threshold", "worst map": "Worst maps", "best map": "Best maps",
+  "highest score": "Highest scores", "closest to the threshold": "Closest to the threshold",
+  "worst map": "Worst maps", "best map": "Best maps",
 };
 // What to sort by: its name, the value of an image, and the direction; images without a value come last.
 const SORTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.demo.settings import PROJECTION_TEST, PROJECTION_TRAIN
+from datamodules.errors import UserError
+from experiments.demo import readme_pictures
 from experiments.demo.compare import side_by_side
 from experiments.demo.pictures import draw_cases
 from tests.cli import Cli, Finished
@@ -67,3 +70,25 @@ def test_the_pictures_show_cases(runs: dict[str, Finished], tmp_path: Path) -> N
     pictures = [np.asarray(Image.open(path)) for path in (best, worst)]
     assert all(picture.std() > 10 for picture in pictures)
     assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
+
+
+def test_the_readme_shows_both_methods_on_one_scale_of_colours(runs: dict[str, Finished], tmp_path: Path) -> None:
+    readme_pictures.draw_cases(runs["sdp"].folder.parent, tmp_path / "cases.webp")
+    with Image.open(tmp_path / "cases.webp") as picture:
+        assert picture.width > 800
+        assert np.asarray(picture).std() > 10
+
+
+def test_the_readme_needs_the_demo(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run make demo first"):
+        readme_pictures.draw_cases(tmp_path, tmp_path / "cases.webp")
+    with pytest.raises(UserError, match="run make demo first"):
+        readme_pictures.picture_page(tmp_path / "report.html", tmp_path / "report.webp")
+
+
+def test_a_page_is_not_pictured_without_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "report.html"
+    page.touch()
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(UserError, match="expected playwright"):
+        readme_pictures.picture_page(page, tmp_path / "report.webp")

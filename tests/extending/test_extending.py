@@ -113,7 +113,7 @@ def test_the_package_is_found_outside_the_checkout(lab: Lab, runs: dict[str, Fin
     assert set(runs) == {"likeness", "probe", "again", "bolts", "seeds"}
     loaded = {Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith("my_lab.")}
     assert {path.parent for path in loaded} == {lab.home / "lab" / "my_lab"}
-    assert {path.stem for path in loaded} == {"likeness", "probe", "pairs", "recall", "weak"}
+    assert {path.stem for path in loaded} == {"likeness", "probe", "pairs", "recall", "weak", "worst"}
     assert ROOT not in lab.home.parents
 
 
@@ -172,6 +172,25 @@ def test_the_callback_gets_the_results(runs: dict[str, Finished]) -> None:
         assert weak  # on noise
         assert (runs[name].folder / "weak.txt").read_text().splitlines() == weak
     assert not (runs["bolts"].folder / "weak.txt").exists()
+
+
+def test_the_callback_sees_the_images(lab: Lab, runs: dict[str, Finished]) -> None:
+    folder = runs["likeness"].folder
+    assert sorted(path.name for path in (folder / "worst").iterdir()) == [
+        "bolt.jpg",
+        "bolt.png",
+        "screw.jpg",
+        "screw.png",
+    ]
+    for category in ("bolt", "screw"):
+        seen = Image.open(folder / "worst" / f"{category}.jpg")
+        files = sorted((lab.data / "pairs" / category / "nok").iterdir()) + sorted(
+            lab.data.glob(f"pairs/{category}/ok/*")
+        )
+        images = [np.asarray(Image.open(file).resize(seen.size, Image.Resampling.BICUBIC)).ravel() for file in files]
+        likest = np.argmax([np.corrcoef(np.asarray(seen).ravel(), image)[0, 1] for image in images])
+        assert files[likest].parent.name == "nok"
+    assert not list(folder.glob(".*.tmp"))  # what was kept of the images is gone
 
 
 def test_a_prediction(runs: dict[str, Finished]) -> None:
