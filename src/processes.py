@@ -62,5 +62,7 @@ def warned(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, UserError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, UserError)) and not type(error).__module__.startswith("wandb."):
+            raise  # it is no trouble with a disk or a server, but a bug
         rank_zero_warn(f"no {what}: {reason_of(error)}")

@@ -103,7 +103,8 @@ def log_review(run: Any, folder: Path, cases: Cases, images_per_category: int) -
     """
     logged = review(run, describe(folder, cases), images_per_category)
     logged += log_files(run, folder, with_page=images_per_category > 0)
-    use_checkpoint(run, folder)
+    with warned("lineage in W&B"):  # what was logged is logged, and said to be
+        use_checkpoint(run, folder)
     return logged
 
 

@@ -61,7 +61,7 @@ def wandb_arguments(node: Mapping[str, Any], own: Identity, run_id: str, folder:
     """What a run of W&B is given beside its node: what the node leaves open, and whether it has to stay offline."""
     defaults = {"id": run_id, **{key: own[key] for key in ("name", "group", "job_type", "tags")}}
     given: dict[str, Any] = {key: value for key, value in defaults.items() if not node.get(key, True)}
-    if not node.get("offline") and (reason := _why_offline()):
+    if not node.get("offline") and (reason := why_offline()):
         given["offline"] = True
         sync = f"wandb sync {folder / 'wandb'}/offline-run-*"
         rank_zero_warn(f"W&B is offline: {reason}; send the run later by: {sync}")
@@ -116,8 +116,15 @@ def _sweep_name() -> str | None:
     return "/".join(Path(hydra.sweep.dir).parts[-2:]) if hydra.mode == RunMode.MULTIRUN else None
 
 
-def _why_offline() -> str | None:
-    """Why W&B can't be used online; None if it can, or if the environment says that it shall not."""
+def why_offline() -> str | None:
+    """Why W&B can't be used online; None if it can, or if the environment says that it shall not.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> with patch.dict(os.environ, {"WANDB_MODE": "offline"}):
+        ...     why_offline()
+        'WANDB_MODE=offline'
+    """
     if os.environ.get("WANDB_MODE") == "disabled":
         return None
     if os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
