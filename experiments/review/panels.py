@@ -48,7 +48,7 @@ def chapters(review: Review) -> list[Chapter]:
         ),
         Chapter(
             "Search",
-            f"A line is a trial, from its settings to {review.objective} after the last epoch, which is measured on "
+            f"A line is a trial, from its settings to {review.objective} of its selected epoch, which is measured on "
             "held-out categories of the training data. A search selects by nothing else; the benchmark is tested once, "
             "with the best trial.",
             [
@@ -102,7 +102,8 @@ def build_workspace(review: Review) -> workspaces.Workspace:
 
     Example:
         >>> from experiments.review.workspace import Review
-        >>> review = Review("lab", "clip-ad", "Mine", ["cup"], ["pixel_AP"], "val/pixel_AP", {"optimizer.lr": True})
+        >>> search = {"optimizer.lr": True}
+        >>> review = Review("lab", "clip-ad", "Mine", ["cup"], ["pixel_AP"], "selected/pixel_AP", search)
         >>> [section.name for section in build_workspace(review).sections][:2]
         ['Metrics by experiment', 'Categories']
     """
@@ -129,7 +130,8 @@ def build_report(review: Review) -> reports.Report:
 
     Example:
         >>> from experiments.review.workspace import Review
-        >>> review = Review("lab", "clip-ad", "Mine", ["cup"], ["pixel_AP"], "val/pixel_AP", {"optimizer.lr": True})
+        >>> search = {"optimizer.lr": True}
+        >>> review = Review("lab", "clip-ad", "Mine", ["cup"], ["pixel_AP"], "selected/pixel_AP", search)
         >>> build_report(review).blocks[1]
         H1(text='Metrics by experiment')
     """

@@ -91,7 +91,7 @@ def read_review(arguments: Sequence[str]) -> Review:
     Example:
         >>> review = read_review(["entity=lab", "project=clip-ad", "categories=[bottle,screw]", "metrics=[pixel_AP]"])
         >>> review.categories, review.metrics, review.objective
-        (['bottle', 'screw'], ['pixel_AP'], 'val/pixel_AP')
+        (['bottle', 'screw'], ['pixel_AP'], 'selected/pixel_AP')
     """
     given = {}
     for argument in arguments:

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 
@@ -292,6 +293,7 @@ def describe(
         "device": provenance.describe_device(trainer),
         "data": data,
         "backbone": _describe_backbone(clip),
+        "wandb": next(({"id": one.version} for one in trainer.loggers if isinstance(one, WandbLogger)), None),
         "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
     }
 

@@ -151,7 +151,7 @@ class Provenance(TypedDict):
     data: dict[str, Data]
     backbone: WeightsRecord
     checkpoint: WeightsRecord | None
-    wandb: NotRequired[dict[str, Any]]
+    wandb: NotRequired[dict[str, Any] | None]
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]
     merged_from: NotRequired[list[str]]

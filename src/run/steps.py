@@ -61,6 +61,9 @@ def load_selected_epoch(
     selection = {"file": name, "selected_by": config.select, "score": score, "epochs": epochs}
     folder.write(trained_weights=selection)
     if score is not None:
+        for logger in trainer.loggers:
+            logger.log_metrics({f"selected/{config.select}": score}, step=trainer.global_step)
+            logger.save()
         held_out = ", ".join(config.val_categories)
         say(f"{config.select} of epoch {epochs} on held-out {held_out}: {100 * score:.1f}")
     return score

@@ -138,7 +138,7 @@ def test_parallel_coordinates_lead_from_the_searched_settings_to_the_objective(s
         ("config:train_data.value.batch_size", False),
         ("config:trainer.value.max_epochs", False),
         ("config:model.value.dice_weight", True),
-        ("summary:val/pixel_AP", False),
+        ("summary:selected/pixel_AP", False),
     ]
 
 
@@ -274,7 +274,7 @@ def test_the_search_sees_held_out_categories_only() -> None:
     search = load_sweep_config(str(SWEEP))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*command(*drawn(0))[4:], "paths.output_dir=/tmp/nowhere"])
-    assert search["metric"] == {"name": f"val/{config.select}", "goal": "maximize"}
+    assert search["metric"] == {"name": f"selected/{config.select}", "goal": "maximize"}
     assert config.select in METRIC_NAMES
     assert config.test is False
     assert set(config.val_categories) < set(get_class(config.train_data._target_).published)
