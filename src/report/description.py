@@ -8,12 +8,14 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from typing_extensions import NotRequired, TypedDict
 
@@ -21,7 +23,7 @@ from datamodules.errors import UserError
 from datamodules.images import UNREADABLE, load_image
 from datamodules.records import ANOMALOUS, NORMAL
 from src.metrics.functional import CurvePoints
-from src.report.cases import Cases, Table, ranked
+from src.report.cases import Cases, Picture, Table, ranked
 from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg
 from src.report.table import notes_of
 from src.run.predictions import Prediction, iterate_predictions
@@ -132,23 +134,33 @@ class Description:
 
     def pictures(self, category: str) -> Iterator[tuple[int, Pictures]]:
         """The pictures of a category's shown cases, one after the other. A case whose image is gone has none."""
-        for case in self.cases:
-            if case["category"] == category and (of_case := self.pictures_of(case)) is not None:
-                yield case["id"], of_case
+        shown = [case for case in self.cases if case["category"] == category]
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:  # to decode a file takes longer than all the rest
+            for start in range(0, len(shown), 4 * threads):  # a few at a time: memory is bounded
+                some = shown[start : start + 4 * threads]
+                kept = [self._recorded.picture(case["id"]) for case in some]
+                files = [self._file_of(case) for case in some]
+                for case, picture, image in zip(some, kept, pool.map(_image_of, kept, files), strict=True):
+                    if image is not None:
+                        yield case["id"], self._pictures(case, picture, image)
 
     def pictures_of(self, case: ShownCase) -> Pictures | None:
         """The pictures of a shown case; None if its image is gone."""
-        card, kept = self.cards[case["category"]], self._recorded.picture(case["id"])
-        image = kept.image
-        if image is None:  # its features came from a cache
-            image = _read_again(self._recorded.image_file(case["id"]), self._recorded.bits(case["id"]))
-        if image is None:
-            return None
-        return Pictures(image, heat_map(self.map_of(case), card["low"], card["high"]), kept.outline)
+        picture = self._recorded.picture(case["id"])
+        image = _image_of(picture, self._file_of(case))
+        return None if image is None else self._pictures(case, picture, image)
 
     def map_of(self, case: ShownCase) -> FloatArray:
         """The anomaly map (h, w) of a shown case, in 8 bits between its lowest and highest value."""
         return self._recorded.anomaly_map(case["id"])
+
+    def _pictures(self, case: ShownCase, picture: Picture, image: bytes) -> Pictures:
+        card = self.cards[case["category"]]
+        return Pictures(image, heat_map(self.map_of(case), card["low"], card["high"]), picture.outline)
+
+    def _file_of(self, case: ShownCase) -> tuple[Path, int | None]:
+        return self._recorded.image_file(case["id"]), self._recorded.bits(case["id"])
 
 
 def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
@@ -284,8 +296,11 @@ def _size_of(path: Path) -> tuple[int, int]:
         return 1, 1
 
 
-def _read_again(path: Path, bits: int | None) -> bytes | None:
-    """A picture of a file, squashed as the model sees it; None if it is gone."""
+def _image_of(kept: Picture, file: tuple[Path, int | None]) -> bytes | None:
+    """What the model saw. Where features came from a cache, the file is read again; None if it is gone."""
+    if kept.image is not None:
+        return kept.image
+    path, bits = file
     try:
         return jpeg(load_image(path, bits, lambda line: None), MAP_SIZE)
     except UserError:

@@ -50,12 +50,17 @@ function decimalsOf(low, high) {
 const decimals = new Map(
   data.categories.map((name) => {
     const own = data.cases.filter((item) => item.category === name);
-    const of = (scores) => decimalsOf(Math.min(...scores), Math.max(...scores));
+    const of = (scores) => decimalsOf(
+      scores.reduce((a, b) => Math.min(a, b), Infinity), scores.reduce((a, b) => Math.max(a, b), -Infinity),
+    );
     const [single, image] = ["single_score", "image_score"].map((key) => of(own.map((item) => item[key])));
     return [name, { single, image, pixel: decimalsOf(cards.get(name).low, cards.get(name).high) }];
   }),
 );
-const format = (value, category, level) => value.toFixed(decimals.get(category)[level]);
+const format = (value, category, level) => {
+  const size = Math.abs(value); // of tiny and huge values digits count, not decimals
+  return size && (size < 1e-6 || size >= 1e6) ? value.toPrecision(4) : value.toFixed(decimals.get(category)[level]);
+};
 
 // ---- Theme, command, table -----------------------------------------------------------------------------------------
 
@@ -97,7 +102,7 @@ function setUpTable() {
     });
   });
   for (const link of table.querySelectorAll("tbody a")) {
-    link.addEventListener("click", () => chooseCategory(link.textContent));
+    link.addEventListener("click", () => chooseCategory(data.categories[link.dataset.category]));
   }
 }
 
