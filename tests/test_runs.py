@@ -83,6 +83,7 @@ def test_what_an_evaluation_leaves(cli: Cli, options: list[str], golden_a: Golde
     run = cli.ok("eval", "+exp=sdp_mvtec", *options)
     assert {path.name for path in run.folder.glob("[!.]*")} == {
         "metrics.json",
+        "curves.json",
         "predictions.csv",
         "provenance.json",
         "csv",

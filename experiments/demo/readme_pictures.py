@@ -24,7 +24,7 @@ from datamodules.records import Record
 from experiments.demo.pictures import data_of, map_of, plt, resized
 from src.callbacks.report import REPORT_FILE
 from src.cli import exit_code_of
-from src.report.pictures import PALETTE, overlay
+from src.report.pictures import PALETTE, blended
 from src.run.predictions import iterate_predictions
 from src.run.results import PREDICTIONS_FILE
 
@@ -72,8 +72,8 @@ def _draw_maps(run: Path, records: list[Record], column: list[Axes], title: str)
     low, high = float(np.min(maps)), float(np.max(maps))
     scores = {row.image_path: row.single_score for row in iterate_predictions(run / PREDICTIONS_FILE)}
     for axis, record in zip(column, records, strict=True):
-        blended = overlay(load_image(record.image_path), map_of(run, record), low, high)
-        _show(axis, blended, record, outlined=True)
+        overlay = blended(load_image(record.image_path), map_of(run, record), low, high)
+        _show(axis, overlay, record, outlined=True)
         (score,) = (value for name, value in scores.items() if record.image_path.as_posix().endswith(name))
         axis.set_xlabel(f"single_score {score:.2f}", fontsize=9)
     column[0].set_title(title)

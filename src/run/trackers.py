@@ -101,7 +101,7 @@ def identity(trained_on: Mapping[str, Any] | None) -> Identity:
 def _name(experiment: str, changed: Sequence[str]) -> str:
     """An experiment and what was changed of it; if W&B has no room for all, what was typed last."""
     name = " ".join([experiment, *changed])
-    return name if len(name) <= _LONGEST_NAME else _name(experiment, changed[1:])
+    return name[:_LONGEST_NAME] if len(name) <= _LONGEST_NAME or not changed else _name(experiment, changed[1:])
 
 
 def _short(override: str) -> str:
