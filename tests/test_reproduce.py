@@ -62,6 +62,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_training_is_reproduced_to_the_last_digit(
     cli: Cli,

@@ -69,6 +69,7 @@ def test_import_is_light() -> None:
     assert output_of(code) == "[]"
 
 
+@pytest.mark.slow
 def test_albumentations_is_told_not_to_look_for_updates(tmp_path: Path) -> None:
     # A stand-in for albumentations, because importing the real one once more takes long.
     (tmp_path / "albumentations.py").write_text(

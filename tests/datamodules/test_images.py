@@ -268,6 +268,7 @@ def test_grey_files_stay_one_channel(tmp_path: Path) -> None:
         assert open_image(tmp_path / "a").mode == "RGB"
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_every_real_file_has_pillows_bits(real_data: Path) -> None:
     files = [path for path in real_data.rglob("*") if path.suffix.lower() in (".png", ".jpg")]

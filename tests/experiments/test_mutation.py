@@ -40,6 +40,7 @@ def test_the_file_of_the_same_name_is_tested_first_and_processes_last() -> None:
     assert set(files) == {str(file) for file in Path("tests/metrics").glob("test_*.py")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "code"), [("pass", 0), ("assert False", 1), ("import time; time.sleep(99)", None)])
 def test_tests_run_in_a_fork_that_ends(tmp_path: Path, body: str, code: int | None) -> None:
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")

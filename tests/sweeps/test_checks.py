@@ -321,6 +321,7 @@ def test_a_sweep_holds_one_model_at_a_time(cli: Cli, options: list[str], monkeyp
     assert models_before_each(cli, monkeypatch, "eval", "-m", *options, "+exp=sdp_mvtec", trials) == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_trainings_holds_one_model_at_a_time(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
