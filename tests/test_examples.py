@@ -34,8 +34,8 @@ WITHOUT = {
         src.run.provenance: describe_command
         src.features.setup: open_feature_cache
         src.features.cache: FeatureCache
-        src.callbacks.cases: cases_of
-        src.callbacks.overlays: write_overlays
+        src.callbacks.case_recorder: cases_of
+        src.callbacks.overlay_writer: write_overlays
         src.callbacks.report: write_report
         src.report.description: describe
         src.report.page: write_page

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.errors import UserError
-from src.callbacks.cases import cases_of
+from src.callbacks.case_recorder import cases_of
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.processes import warned
 from src.report.cases import Cases
@@ -27,6 +27,7 @@ class Report(Callback):
     Args:
         max_images: how many images it shows at most; of more only the ranked ones.
         in_sweeps: whether the trials of a sweep have one, too.
+        shard: of the tested data; a part leaves what the page of the whole is made of, also if a sweep runs all parts.
 
     Raises:
         UserError: `max_images` is below 0.
@@ -36,11 +37,12 @@ class Report(Callback):
         >>> trainer = Trainer(callbacks=[Report(max_images=200)], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, max_images: int = MOST_IMAGES, in_sweeps: bool = False) -> None:
+    def __init__(self, max_images: int = MOST_IMAGES, in_sweeps: bool = False, shard: str | None = None) -> None:
         if max_images < 0:
             raise UserError(f"callbacks.report.max_images must be 0 or more, but got {max_images}")
         self.max_images = max_images
-        self.reads_cases = in_sweeps or not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+        is_trial = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        self.reads_cases = in_sweeps or shard is not None or not is_trial
 
     def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
         """Write the page of a test."""

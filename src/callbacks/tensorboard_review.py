@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from src.callbacks.cases import cases_of
+from src.callbacks.case_recorder import cases_of
 from src.callbacks.wandb_review import learning_rates
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.processes import warned

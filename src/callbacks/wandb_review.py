@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from datamodules.base import AnomalyDataModule
 from src.anomaly_module import AnomalyModule
-from src.callbacks.cases import cases_of
+from src.callbacks.case_recorder import cases_of
 from src.callbacks.report import REPORT_FILE
 from src.files import sha256_of
 from src.metrics.benchmark_metrics import BenchmarkResult

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from datamodules.errors import UserError
 from datamodules.options import parse_shard
-from src.callbacks.overlays import OVERLAYS, write_overlays
+from src.callbacks.overlay_writer import OVERLAYS, write_overlays
 from src.callbacks.report import MOST_IMAGES, REPORT_FILE, write_report
 from src.callbacks.wandb_review import log_review
 from src.cli import exit_code_of

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule
-from src.callbacks.cases import CaseRecorder
-from src.callbacks.predictions import PredictionWriter
-from src.callbacks.results import ResultsWriter
+from src.callbacks.case_recorder import CaseRecorder
+from src.callbacks.prediction_writer import PredictionWriter
+from src.callbacks.results_writer import ResultsWriter
 from src.run.checkpoints import CheckpointFiles, checkpoint_callbacks
 from src.run.folder import RunFolder
 from src.run.trackers import build_loggers

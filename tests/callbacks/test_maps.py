@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.errors import UserError
-from src.callbacks.maps import MapWriter, map_names
+from src.callbacks.map_writer import MapWriter, map_names
 from src.models.method import Scores
 from tests.callbacks.helpers import NOBODY, Stage, batch_of, give
 

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from src.callbacks.predictions import PredictionWriter
+from src.callbacks.prediction_writer import PredictionWriter
 from src.models.method import Scores
 from src.run.predictions import Prediction, read_predictions, write_predictions
 from tests.callbacks.helpers import Stage, batch_of, end, give, scores_of

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 
-from src.callbacks.cases import cases_of
+from src.callbacks.case_recorder import cases_of
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.report.description import Description, Pictures, describe
 

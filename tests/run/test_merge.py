@@ -154,3 +154,12 @@ def test_what_is_no_part_is_refused(cli: Cli, demo: list[str], parts: list[Path]
     assert "i/n" in cli.error("eval", *OPTIONS, *demo, "test_data.shard=8/7")
     message = cli.error("train", "+exp=sdp_plus_demo", *demo, "test_data.shard=1/2")
     assert "src.eval" in message
+
+
+def test_parts_that_a_sweep_runs_make_a_page_when_joined(cli: Cli, demo: list[str], tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shards = ["-m", "+exp=sdp_demo", *shown(demo), "test_data.categories=[coin]", "test_data.shard=1/2,2/2"]
+    cli.ok("eval", *shards, f"paths.output_dir={study}")
+    merge([study / "0", study / "1"], tmp_path / "merged")
+    assert len(pictures_of(tmp_path / "merged")) == 48
+    assert not list(study.rglob("report.html"))

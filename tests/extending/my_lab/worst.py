@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from src.callbacks.cases import cases_of
+from src.callbacks.case_recorder import cases_of
 from src.report.description import describe
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from datamodules.errors import UserError
 from datamodules.images import load_image
-from src.callbacks.cases import cases_of
-from src.callbacks.maps import map_names
+from src.callbacks.case_recorder import cases_of
+from src.callbacks.map_writer import map_names
 from src.files import SPARE, replacing
 from src.metrics.benchmark_metrics import BenchmarkResult
 from src.processes import warned
