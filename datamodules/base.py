@@ -160,8 +160,12 @@ class AnomalyDataModule(LightningDataModule):
 
     @property
     def is_published(self) -> bool:
-        """Whether all categories are the publisher's; images of others may be nobody else's business."""
-        return bool(self.published) and set(self.category_names) <= set(self.published)
+        """Whether these are images of a published data set: all of its categories lie here, and no others are used.
+
+        Images in a published layout, or of categories of the same names, may be somebody's own.
+        """
+        used, published, available = map(set, (self.category_names, self.published, self.available_categories))
+        return bool(published) and used <= published <= available
 
     @cached_property
     def records(self) -> list[Record]:

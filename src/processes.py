@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,5 +65,5 @@ def warned(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         if not isinstance(error, (OSError, UserError)) and not type(error).__module__.startswith("wandb."):
-            raise  # it is no trouble with a disk or a server, but a bug
+            traceback.print_exception(error)  # no trouble with a disk or a server, but a bug
         rank_zero_warn(f"no {what}: {reason_of(error)}")

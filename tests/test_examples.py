@@ -52,7 +52,7 @@ WITHOUT = {
         src.metrics.exchange: summed gathered gathered_objects common_dtype
     """,
     "needs a run of W&B or TensorBoard": """
-        src.callbacks.wandb_review: review log_files log_review use_checkpoint learning_rates
+        src.callbacks.wandb_review: review log_files log_review log_weights use_checkpoint learning_rates
         src.callbacks.tensorboard_review: write_review
         src.run.trackers: build_loggers wandb_arguments identity
         src.run.folder: close_loggers

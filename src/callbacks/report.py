@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -16,6 +14,7 @@ from src.processes import warned
 from src.report.cases import Cases
 from src.report.description import describe
 from src.report.page import write_page
+from src.sweeps.trial import sweep_name
 
 REPORT_FILE = "report.html"
 MOST_IMAGES = 2000
@@ -41,8 +40,7 @@ class Report(Callback):
         if max_images < 0:
             raise UserError(f"callbacks.report.max_images must be 0 or more, but got {max_images}")
         self.max_images = max_images
-        is_trial = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        self.reads_cases = in_sweeps or shard is not None or not is_trial
+        self.reads_cases = in_sweeps or shard is not None or sweep_name() is None
 
     def on_results(self, trainer: Trainer, module: LightningModule, results: BenchmarkResult) -> None:
         """Write the page of a test."""

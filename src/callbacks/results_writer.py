@@ -57,5 +57,6 @@ class ResultsWriter(Callback):
 
     def _tell(self, hook: str, trainer: Trainer, *arguments: Any) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, hook) and (entries := getattr(callback, hook)(trainer, *arguments)):
+            entries = getattr(callback, hook)(trainer, *arguments) if hasattr(callback, hook) else None
+            if isinstance(entries, dict):
                 self.note(**entries)

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from datamodules.errors import UserError
 from src.callbacks.case_recorder import cases_of
 from src.callbacks.wandb_review import learning_rates
 from src.metrics.benchmark_metrics import BenchmarkResult
@@ -24,12 +25,19 @@ class TensorBoardReview(Callback):
     Args:
         images_per_category: the ranked images of a category, at most.
 
+    Raises:
+        UserError: the number of images is below 0.
+
     Example:
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[TensorBoardReview(images_per_category=4)], logger=False)
     """
 
     def __init__(self, images_per_category: int = 8) -> None:
+        if images_per_category < 0:
+            raise UserError(
+                f"callbacks.tensorboard_review.images_per_category must be 0 or more, got {images_per_category}"
+            )
         self.reads_cases = True
         self.images_per_category = images_per_category
 
@@ -52,17 +60,17 @@ class TensorBoardReview(Callback):
             if isinstance(logger, TensorBoardLogger):
                 with warned("review in TensorBoard"), cases_of(trainer) as cases:
                     description = describe(Path(trainer.default_root_dir), cases)
-                    write_review(logger, description, self.images_per_category)
+                    write_review(logger, description, self.images_per_category, trainer.global_step)
 
 
-def write_review(logger: TensorBoardLogger, description: Description, images_per_category: int) -> None:
-    """Write a description to TensorBoard's files."""
+def write_review(logger: TensorBoardLogger, description: Description, images_per_category: int, step: int = 0) -> None:
+    """Write a description to TensorBoard's files; `step` is the training's last."""
     writer: Any = logger.experiment
     if description.metrics is not None:
         figures = scalars(description.metrics)
         for name, value in figures.items():
             if name.count("/") > 1:  # the means were logged by the test
-                writer.add_scalar(name, value)
+                writer.add_scalar(name, value, step)
         means = {name: value for name, value in figures.items() if name.count("/") == 1}
         logger.log_hyperparams(logger.hparams, means)  # once more, with what they have led to
     for name, rows in charts(description).items():

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from datamodules.base import AnomalyDataModule
-from src.anomaly_module import AnomalyModule
+from datamodules.errors import UserError, reason_of
 from src.callbacks.case_recorder import cases_of
 from src.callbacks.report import REPORT_FILE
 from src.files import sha256_of
@@ -37,16 +37,22 @@ class WandbReview(Callback):
         images_per_category: the ranked images of a category to upload, at most.
         upload_images: true or false; None for images of published data sets only.
 
+    Raises:
+        UserError: the number of images is below 0.
+
     Example:
         >>> from lightning import Trainer
         >>> trainer = Trainer(callbacks=[WandbReview(images_per_category=4)], logger=False)
     """
 
     def __init__(self, images_per_category: int = 8, upload_images: bool | None = None) -> None:
+        if images_per_category < 0:
+            raise UserError(f"callbacks.wandb_review.images_per_category must be 0 or more, got {images_per_category}")
         self.reads_cases = True
         self.images_per_category = images_per_category
         self.upload_images = upload_images
         self._is_told = False
+        self._logged: list[str] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where the run can be watched."""
@@ -69,19 +75,30 @@ class WandbReview(Callback):
         """Log a prediction: scores, and if it is asked for its images."""
         return self._review(trainer, module)
 
+    def on_weights(self, trainer: Trainer, path: Path) -> dict[str, Any]:
+        """Log the trained weights."""
+        for run in self._runs(trainer):
+            with warned("weights in W&B"):
+                log_weights(run, path, self._logged)
+        return self._entry(trainer)
+
     def _review(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        assert isinstance(module, AnomalyModule)
-        runs = [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
         shows_images = data.is_published if self.upload_images is None else self.upload_images
-        folder = Path(trainer.default_root_dir)
-        uploads: list[str] = []
-        for run in runs:
+        images = self.images_per_category if shows_images else 0
+        for run in self._runs(trainer):
             with warned("review in W&B"), cases_of(trainer) as cases:
-                uploads = log_review(run, folder, cases, self.images_per_category if shows_images else 0)
-        if not runs:
-            return {}
-        return {"wandb": {"id": runs[0].id, "url": None if runs[0].offline else runs[0].url, "uploaded": uploads}}
+                log_review(run, Path(trainer.default_root_dir), cases, images, self._logged)
+        return self._entry(trainer)
+
+    def _runs(self, trainer: Trainer) -> list[Any]:
+        return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+    def _entry(self, trainer: Trainer) -> dict[str, Any]:
+        """For provenance.json: which run of W&B it is, and what was handed to it."""
+        runs = self._runs(trainer)
+        url = runs[0].url if runs and not runs[0].offline else None
+        return {"wandb": {"id": runs[0].id, "url": url, "uploaded": self._logged}} if runs else {}
 
 
 def learning_rates(trainer: Trainer) -> dict[str, float]:
@@ -89,7 +106,7 @@ def learning_rates(trainer: Trainer) -> dict[str, float]:
     return {f"lr-{type(own).__name__}": own.param_groups[0]["lr"] for own in trainer.optimizers}
 
 
-def log_review(run: Any, folder: Path, cases: Cases, images_per_category: int) -> list[str]:
+def log_review(run: Any, folder: Path, cases: Cases, images_per_category: int, logged: list[str]) -> None:
     """Log what a run has left to W&B.
 
     Args:
@@ -97,27 +114,22 @@ def log_review(run: Any, folder: Path, cases: Cases, images_per_category: int) -
         folder: with the run's files.
         cases: what was recorded while the images passed.
         images_per_category: ranked images to log, at most; 0 for none, also not within the page.
-
-    Returns:
-        The names of what was logged.
+        logged: gets the name of each thing before it is handed over, so that it is right whatever fails.
     """
-    logged = review(run, describe(folder, cases), images_per_category)
-    logged += log_files(run, folder, with_page=images_per_category > 0)
-    with warned("lineage in W&B"):  # what was logged is logged, and said to be
+    review(run, describe(folder, cases), images_per_category, logged)
+    log_files(run, folder, images_per_category > 0, logged)
+    with warned("lineage in W&B"):
         use_checkpoint(run, folder)
-    return logged
 
 
-def review(run: Any, description: Description, images_per_category: int) -> list[str]:
+def review(run: Any, description: Description, images_per_category: int, logged: list[str]) -> None:
     """Log a description to a run of W&B.
 
     Args:
         run: of W&B.
         description: the results.
         images_per_category: ranked images to log, at most; 0 for none.
-
-    Returns:
-        The names of what was logged.
+        logged: gets the names of what is logged.
     """
     import wandb
 
@@ -143,8 +155,8 @@ def review(run: Any, description: Description, images_per_category: int) -> list
             media[f"cases/{category}"] = [image for image, _ in pictures]
             media[f"heat maps/{category}"] = [heat_map for _, heat_map in pictures]
             shown += [f"{len(pictures)} images of {category}"]
+    logged += [*(name for name in media if not name.startswith(("cases/", "heat maps/"))), *shown]
     run.log(media)
-    return [*(name for name in media if not name.startswith(("cases/", "heat maps/"))), *shown]
 
 
 def _images(description: Description, category: str, count: int) -> Iterator[tuple[Any, Any]]:
@@ -160,25 +172,27 @@ def _images(description: Description, category: str, count: int) -> Iterator[tup
         yield image, wandb.Image(picture.heat_map, caption=picture.caption)
 
 
-def log_files(run: Any, folder: Path, with_page: bool) -> list[str]:
-    """Log what a run has left as artifacts: trained weights by their content, and all results together.
+def log_weights(run: Any, path: Path, logged: list[str]) -> None:
+    """Log trained weights as an artifact that is named by their content; `logged` gets the file's name."""
+    import wandb
+
+    weights = wandb.Artifact(weights_name(path), "model", metadata={"file": path.name, "sha256": sha256_of(path)})
+    weights.add_file(str(path))
+    logged.append(path.name)
+    run.log_artifact(weights)
+
+
+def log_files(run: Any, folder: Path, with_page: bool, logged: list[str]) -> None:
+    """Log the results that a run has left, all together, as an artifact.
 
     Args:
         run: of W&B.
         folder: the run's folder.
         with_page: whether the page goes along; it holds images.
-
-    Returns:
-        The names of the files.
+        logged: gets the names of the files.
     """
     import wandb
 
-    logged = []
-    for path in sorted(folder.glob("*.trained_on_*.safetensors")):
-        weights = wandb.Artifact(weights_name(path), "model", metadata={"file": path.name, "sha256": sha256_of(path)})
-        weights.add_file(str(path))
-        run.log_artifact(weights)
-        logged.append(path.name)
     results = wandb.Artifact(f"results-{run.id}", "results")
     names = [METRICS_FILE, PREDICTIONS_FILE, CURVES_FILE, *([REPORT_FILE] if with_page else [])]
     for name in names:
@@ -186,27 +200,25 @@ def log_files(run: Any, folder: Path, with_page: bool) -> list[str]:
             results.add_file(str(folder / name))
             logged.append(name)
     run.log_artifact(results)
-    return logged
 
 
 def use_checkpoint(run: Any, folder: Path) -> None:
-    """Say in W&B which trained weights a run has used, if it is online: there is no lineage without W&B's server.
+    """Say in W&B which trained weights a run has used.
 
-    Weights that W&B does not know yet become an artifact of this run.
+    It needs W&B's server, and weights that a run has logged: others don't leave the machine.
+
+    Raises:
+        UserError: no run has logged them.
     """
     provenance = read_provenance(folder)
     checkpoint = provenance["checkpoint"] if provenance else None
     if checkpoint is None or checkpoint["file"] is None or run.offline:
         return
-    import wandb
-
     path = Path(checkpoint["file"]).expanduser()
     try:
         run.use_artifact(f"{weights_name(path)}:latest")
-    except (wandb.errors.CommError, ValueError):
-        weights = wandb.Artifact(weights_name(path), "model", metadata={"file": path.name, "sha256": sha256_of(path)})
-        weights.add_file(str(path))
-        run.use_artifact(weights)
+    except ValueError as error:
+        raise UserError(f"expected {path.name} among the weights that runs have logged ({reason_of(error)})") from error
 
 
 def weights_name(path: Path) -> str:

@@ -53,6 +53,18 @@ SELECT COUNT(*) FROM cases JOIN pictures USING (id) WHERE
 _WHOLE_SOURCE = "SELECT COUNT(*) FROM source WHERE typeof(root) = 'blob' AND typeof(bits) IN ('integer', 'null')"
 
 
+RANKINGS = (
+    "worst miss",
+    "worst false alarm",
+    "best hit",
+    "highest score",
+    "closest to the threshold",
+    "worst map",
+    "best map",
+)
+"""What images are shown first, in this order."""
+
+
 class Case(NamedTuple):
     """An image of a test or a prediction.
 

@@ -186,7 +186,8 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     if len(cases) > max_images:
         shown = sorted(sorted(ranks, key=lambda number: min(ranks[number].values()))[:max_images])
     rows = _rows_of(folder / PREDICTIONS_FILE, shown, cases)
-    fused = any(row.image_score is not None for row in rows.values())
+    rule = _model_of(provenance).get("fusion", "the method's rule")
+    is_fused = rule != "single" and any(row.image_score is not None for row in rows.values())
     tested = provenance["protocol"]["tested_on"]
     is_predict = provenance["kind"] == "predict"
     return Description(
@@ -197,7 +198,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         facts=_facts(provenance),
         metrics=metrics,
         notes=notes_of(metrics) if metrics else [],
-        fusion=_model_of(provenance).get("fusion", "the method's rule") if fused else None,
+        fusion=rule if is_fused else None,
         cards=cards,
         curves=read_curves(folder) or {},
         histograms={name: _histogram(table) for name, table in tables.items()},

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from src.report.cases import RANKINGS
 from src.report.description import Description, ShownCase
 from src.report.pictures import UInt8Array, blended, decoded, resized
 from src.run.results import Metrics
@@ -73,7 +74,11 @@ def charts(description: Description) -> dict[str, list[tuple[float, float, str]]
 def ranked_cases(description: Description, category: str, count: int) -> list[ShownCase]:
     """The cases of a category to show first: the first of each ranking, then the second of each, and so on."""
     own = [case for case in description.cases if case["category"] == category and case["ranks"]]
-    return sorted(own, key=lambda case: (min(case["ranks"].values()), case["id"]))[:count]
+
+    def place(case: ShownCase) -> tuple[int, int]:
+        return min((place, RANKINGS.index(name)) for name, place in case["ranks"].items())
+
+    return sorted(own, key=place)[:count]
 
 
 def case_pictures(description: Description, category: str, count: int, size: int = 256) -> Iterator[CasePicture]:

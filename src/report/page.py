@@ -96,7 +96,7 @@ def table_of(metrics: Metrics, cards: dict[str, Card]) -> Table:
         cards: of the categories; they say why a value is absent.
 
     Example:
-        >>> card = {"normal": 1, "anomalous": 0, "mask_shares": None}
+        >>> card = {"normal": 1, "anomalous": 0, "vanished_masks": None}
         >>> cell = table_of({"mean": {"image_AP": 0.5}, "categories": {"cup": {}}}, {"cup": card}).rows[0][1][0]
         >>> cell.title
         'absent: needs normal and anomalous images, and this category has no anomalous ones'
@@ -142,7 +142,7 @@ def _exact(name: str, value: float, metrics: Mapping[str, float]) -> str:
 
 def _why_absent(name: str, card: Card | None) -> str:
     if name in _PERCENT and card is not None:
-        if name.startswith("pixel_") and card["mask_shares"] is None and card["anomalous"]:
+        if name.startswith("pixel_") and card["vanished_masks"] is None and card["anomalous"]:
             return "absent: this category has no masks"
         for kind in ("normal", "anomalous"):
             if not card[kind]:

@@ -174,9 +174,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
             with warned(CURVES_FILE):
                 write_curves(out, metrics.curves)
         write_json(out / PROVENANCE_FILE, _describe(parts) | {"files": hashes_of(out)})
+        if result:
+            print_table(result, f"{len(parts)} parts of one evaluation")
         _show(parts, out)
-    if result:
-        print_table(result, f"{len(parts)} parts of one evaluation")
     print(f"results in {out}")
 
 
@@ -218,7 +218,11 @@ def _review(config: Mapping[str, Any], out: Path, cases: Callable[[], Cases]) ->
             run.config.update({"protocol": provenance["protocol"]["line"], "provenance": provenance, **config})
             allowed = settings.get("upload_images")
             shows_images = provenance["data"]["test"].get("published", False) if allowed is None else allowed
-            log_review(run, out, read, settings["images_per_category"] if shows_images else 0)
+            logged: list[str] = []
+            log_review(run, out, read, settings["images_per_category"] if shows_images else 0, logged)
+            url = None if run.offline else run.url
+            entry = {"id": run.id, "url": url, "uploaded": logged}
+            write_json(out / PROVENANCE_FILE, dict(provenance) | {"wandb": entry})
 
 
 def _refuse_a_run(out: Path) -> None:

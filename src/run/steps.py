@@ -57,6 +57,9 @@ def load_selected_epoch(
     name = f"{module.method.name}.trained_on_{train_data.name}.safetensors"
     if is_first():
         write_trained_weights(folder.path / name, module.method, weights.origin)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_weights"):
+                folder.write(**callback.on_weights(trainer, folder.path / name))
     epochs = weights.origin["epochs"]
     selection = {"file": name, "selected_by": config.select, "score": score, "epochs": epochs}
     folder.write(trained_weights=selection)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -22,9 +22,11 @@ from src.anomaly_module import AnomalyModule
 from src.processes import is_first
 from src.run.folder import RunFolder, decides
 from src.run.results import Identity
+from src.sweeps.trial import sweep_name
 
 _PATIENCE = 3.0  # seconds for W&B's host to answer
 _LONGEST_NAME = 128
+_LONGEST_TAG = 64
 _LAST_WORDS = 60.0  # seconds for what is left to send when a run ends
 
 
@@ -60,7 +62,7 @@ def _build_logger(node: DictConfig, folder: RunFolder, module: AnomalyModule) ->
 def wandb_arguments(node: Mapping[str, Any], own: Identity, run_id: str, folder: Path) -> dict[str, Any]:
     """What a run of W&B is given beside its node: what the node leaves open, and whether it has to stay offline."""
     defaults = {"id": run_id, **{key: own[key] for key in ("name", "group", "job_type", "tags")}}
-    given: dict[str, Any] = {key: value for key, value in defaults.items() if not node.get(key, True)}
+    given: dict[str, Any] = {key: value for key, value in defaults.items() if not node.get(key)}
     if not node.get("offline") and (reason := why_offline()):
         given["offline"] = True
         sync = f"wandb sync {folder / 'wandb'}/offline-run-*"
@@ -71,7 +73,8 @@ def wandb_arguments(node: Mapping[str, Any], own: Identity, run_id: str, folder:
         import wandb  # a second, which only those wait for who use it
 
         # Silent, since the command says itself what the run is, and where.
-        given["settings"] = wandb.Settings(silent=True, finish_timeout=_LAST_WORDS)
+        if not node.get("settings"):  # provenance has the commit; the diff and the remote's name are nobody's business
+            given["settings"] = wandb.Settings(silent=True, finish_timeout=_LAST_WORDS, disable_git=True)
         wandb.setup(wandb.Settings(silent=True))
     return given
 
@@ -92,9 +95,9 @@ def identity(trained_on: Mapping[str, Any] | None) -> Identity:
     return Identity(
         experiment=experiment,
         name=_name(experiment, changed),
-        group=_sweep_name() or experiment,
+        group=sweep_name() or experiment,
         job_type=str(hydra.job.config_name),
-        tags=[*map(str, groups), *trained],
+        tags=[tag[:_LONGEST_TAG] for tag in (*map(str, groups), *trained)],
     )
 
 
@@ -110,12 +113,6 @@ def _short(override: str) -> str:
     return f"{key}={value.rpartition('/')[2]}"[:60]
 
 
-def _sweep_name() -> str | None:
-    """The last two folders of a sweep, which are its date and time unless the user names them."""
-    hydra = HydraConfig.get()
-    return "/".join(Path(hydra.sweep.dir).parts[-2:]) if hydra.mode == RunMode.MULTIRUN else None
-
-
 def why_offline() -> str | None:
     """Why W&B can't be used online; None if it can, or if the environment says that it shall not.
 
@@ -127,12 +124,17 @@ def why_offline() -> str | None:
     """
     if os.environ.get("WANDB_MODE") == "disabled":
         return None
-    if os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
-    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    import wandb  # which knows the address that `wandb login --host` has set
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    address = urlsplit(os.environ.get("WANDB_BASE_URL") or settings.base_url)
     host = address.hostname or "api.wandb.ai"
     if not _has_key(host):
         return "there is no API key (wandb login)"
+    if getproxies():  # through which W&B finds its way, and a plain connection does not
+        return None
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((host, port), timeout=_PATIENCE).close()

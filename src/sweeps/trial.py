@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from typing_extensions import TypedDict
 
@@ -22,6 +23,7 @@ from src.files import damaged, read_json, write_json
 from src.run.results import read_finished
 
 TRIAL_FILE = "trial.json"
+_SWEEP = "CLIP_AD_SWEEP"  # in the environment of a trial in a process of its own: of which sweep it is
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -137,6 +139,19 @@ def read_trials(sweep: Path) -> Iterator[Trial]:
             yield trial
 
 
+def sweep_name() -> str | None:
+    """The last two folders of the sweep that a run is a trial of: its date and time, unless the user names them.
+
+    Example:
+        >>> sweep_name() is None  # this is no trial
+        True
+    """
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        return "/".join(Path(hydra.sweep.dir).parts[-2:])
+    return os.environ.get(_SWEEP)  # of a trial in a process of its own
+
+
 def starts_processes(trainer: DictConfig) -> bool:
     """Whether Lightning may start further processes for a run with these settings.
 
@@ -164,6 +179,7 @@ def run_in_new_process(command: str) -> float | None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    environment[_SWEEP] = sweep_name() or ""
     # On a signal the new process is killed, and those that it has started end with it.
     done = subprocess.run(_own_command(command), env=environment, stderr=subprocess.PIPE, text=True, check=False)
     lines = done.stderr.splitlines()

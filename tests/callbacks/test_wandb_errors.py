@@ -30,15 +30,18 @@ def test_what_was_logged_before_an_error_is_still_told(tmp_path: Path, monkeypat
     checkpoint = {"file": str(weights), "sha256": "a"}
     write_json(tmp_path / PROVENANCE_FILE, PROVENANCE | {"checkpoint": checkpoint})
     monkeypatch.setattr(wandb_review, "describe", lambda *_: None)
-    monkeypatch.setattr(wandb_review, "review", lambda *_: ["8 images of nut"])
-    monkeypatch.setattr(wandb_review, "log_files", lambda *_, **__: ["metrics.json"])
+    monkeypatch.setattr(wandb_review, "review", lambda *arguments: arguments[-1].append("8 images of nut"))
+    monkeypatch.setattr(wandb_review, "log_files", lambda *arguments: arguments[-1].append("metrics.json"))
+    logged: list[str] = []
     with pytest.warns(UserWarning, match="no lineage in W&B: the server is gone"):
-        logged = wandb_review.log_review(Gone(), tmp_path, None, 8)  # type: ignore[arg-type]
+        wandb_review.log_review(Gone(), tmp_path, None, 8, logged)  # type: ignore[arg-type]
     assert logged == ["8 images of nut", "metrics.json"]
 
 
-def test_an_error_of_wandb_is_a_line_and_a_bug_is_none() -> None:
+def test_an_error_of_wandb_is_a_line_and_a_bug_has_its_traceback_too(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="no review in W&B: refused"), warned("review in W&B"):
         raise wandb.errors.UsageError("refused")
-    with pytest.raises(KeyError), warned("review in W&B"):
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="no review in W&B: 'a bug'"), warned("review in W&B"):
         raise KeyError("a bug")
+    assert "Traceback" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import wandb
 
+from datamodules.errors import UserError
 from src.callbacks import wandb_review
 from src.run.merge import merge
 from tests.cli import NO_REPORT, Cli, Finished, golden_backbone
@@ -154,6 +155,7 @@ def test_what_it_left_are_artifacts(trained: tuple[Finished, Logged]) -> None:
     [weights] = run.folder.glob("*.safetensors")
     files = {kind: names for (kind, _), names in logged.artifacts.items()}
     assert files["model"] == [weights.name]
+    assert weights.name in run.provenance["wandb"]["uploaded"]
     assert sorted(files["results"]) == ["curves.json", "metrics.json", "predictions.csv", "report.html"]
 
 
@@ -222,6 +224,34 @@ def test_a_merged_evaluation_is_one_run(cli: Cli, shown: list[str], tmp_path: Pa
     assert logged.summary["test/pcb1/pixel_AP"] == pytest.approx(metrics["categories"]["pcb1"]["pixel_AP"])
     assert (logged.run["run_group"], logged.run["job_type"]) == ("sdp_mvtec", "eval")
     assert "cases/pcb1.captions" in logged.summary
+    told = json.loads((tmp_path / "merged" / "provenance.json").read_text())["wandb"]
+    assert told["id"] == logged.run["run_id"]
+    assert "3 images of pcb1" in told["uploaded"]
+
+
+def test_a_search_leaves_its_weights_without_a_test(cli: Cli, shown: list[str]) -> None:
+    held_out = ["train_data.categories=[candle,pcb1]", "val_categories=[candle]", "select=pixel_AP", "test=false"]
+    held_out += ["allow_leakage=true"]
+    train = [option for option in TRAIN if "train_data.categories" not in option]
+    run = cli.ok("train", *train, *shown, *held_out, "test_data.categories=[candle]", "trainer.max_epochs=1")
+    [logged] = read_all(run.folder)
+    [weights] = run.folder.glob("*.safetensors")
+    assert [files for (kind, _), files in logged.artifacts.items() if kind == "model"] == [[weights.name]]
+    assert logged.summary["selected/pixel_AP"] == pytest.approx(run.provenance["trained_weights"]["score"])
+    assert run.provenance["wandb"]["uploaded"] == [weights.name]
+
+
+def test_a_folder_with_a_published_name_is_ones_own(
+    cli: Cli, shown: list[str], golden_a: Golden, tmp_path: Path
+) -> None:
+    golden_a.write_mvtec(tmp_path / "mine")
+    (tmp_path / "mine" / "candle").rename(tmp_path / "mine" / "screw")
+    quiet = [option for option in shown if "upload_images" not in option]
+    own = [f"test_data.root={tmp_path / 'mine'}", "test_data.categories=[screw]"]
+    run = cli.ok("eval", "+exp=sdp_mvtec", *quiet, *own)
+    [logged] = read_all(run.folder)
+    assert not [key for key in logged.history if key.startswith(("cases", "heat maps"))]
+    assert "report.html" not in run.provenance["wandb"]["uploaded"]
 
 
 def test_without_a_key_a_run_stays_here_and_says_how_to_send_it(
@@ -276,10 +306,8 @@ def test_an_evaluation_descends_from_the_weights_it_used(
     known = Api({f"{name}:latest"})
     wandb_review.use_checkpoint(known, run.folder)
     assert known.used == [f"{name}:latest"]
-    unknown = Api(set())
-    wandb_review.use_checkpoint(unknown, run.folder)
-    [artifact] = unknown.used
-    assert (artifact.type, artifact.name.split(":")[0]) == ("model", name)
+    with pytest.raises(UserError, match="among the weights that runs have logged"):
+        wandb_review.use_checkpoint(Api(set()), run.folder)
 
 
 def test_a_review_that_fails_is_one_line_and_no_lost_run(

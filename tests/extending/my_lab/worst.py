@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from src.callbacks.case_recorder import cases_of
+from src.processes import warned
 from src.report.description import describe
 
 
@@ -17,12 +18,11 @@ class WorstMaps(Callback):
     def on_results(self, trainer: Trainer, module: LightningModule, results: dict[str, Any]) -> None:
         """Read what the run has written, and the pictures of its images."""
         folder = Path(trainer.default_root_dir)
-        (folder / "worst").mkdir()
-        with cases_of(trainer) as cases:
+        (folder / "worst").mkdir(exist_ok=True)
+        with warned("worst maps"), cases_of(trainer) as cases:  # what fails here costs a line, and not the run
             description = describe(folder, cases)
-            worst = {case["id"] for case in description.cases if case["ranks"].get("worst map") == 1}
-            for category in description.cards:
-                for number, pictures in description.pictures(category):
-                    if number in worst:
-                        (folder / "worst" / f"{category}.jpg").write_bytes(pictures.image)
-                        (folder / "worst" / f"{category}.png").write_bytes(pictures.heat_map)
+            for case in description.cases:
+                pictures = description.pictures_of(case) if case["ranks"].get("worst map") == 1 else None
+                if pictures is not None:
+                    (folder / "worst" / f"{case['category']}.jpg").write_bytes(pictures.image)
+                    (folder / "worst" / f"{case['category']}.png").write_bytes(pictures.heat_map)
