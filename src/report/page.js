@@ -129,7 +129,7 @@ const thresholdOf = (item) => thresholds.get(item.category).get(scoreLevel);
 function outcomeOf(item) {
   if (scoreOf(item) === null || thresholdOf(item) === undefined) return null;
   const isAnomalous = scoreOf(item) >= thresholdOf(item);
-  if (item.label === null) return isAnomalous ? "decided anomalous" : "decided normal";
+  if (item.label === null) return isAnomalous ? "predicted anomalous" : "predicted normal";
   if (item.label) return isAnomalous ? "hit" : "miss";
   return isAnomalous ? "false alarm" : "correct normal";
 }
@@ -237,7 +237,7 @@ function tilesOf(points, index) {
   const [threshold, recall, fpr, precision] = [at("threshold"), at("recall"), at("fpr"), at("precision")];
   const f1 = recall + precision > 0 ? (2 * recall * precision) / (recall + precision) : 0;
   const rates = [["Recall", recall], ["False-positive rate", fpr], ["Precision", precision], ["F1", f1]];
-  if (points.pro) rates.push(["Recall of regions", at("pro")]);
+  if (points.pro) rates.push(["Per-region overlap", at("pro")]);
   const tiles = rates.map(([name, value]) => [name, percent(value), value]);
   tiles.unshift(["Threshold", format(threshold, view.category, view.level), threshold]);
   if (view.level === "pixel") return tiles;
@@ -266,7 +266,7 @@ function curveChartsOf(points) {
   const roc = { title: "ROC", x: "fpr", y: "recall", xTitle: fpr, yTitle: "Recall", shapes: [chance] };
   const pr = { title: "Precision-recall", x: "recall", y: "precision", xTitle: "Recall", shapes: [] };
   pr.yTitle = "Precision";
-  const pro = { title: "PRO", x: "fpr", y: "pro", yTitle: "Recall of regions", shapes: [limit] };
+  const pro = { title: "PRO", x: "fpr", y: "pro", yTitle: "Per-region overlap", shapes: [limit] };
   pro.xTitle = `${fpr} (AUPRO: up to 0.3)`;
   return [roc, pr, pro].filter(({ y }) => points?.[y]).map((chart) => withCurve(chart, points));
 }
@@ -408,7 +408,7 @@ function showLegend(node, category) {
 const PAGE = 60; // cards that are made at a time
 const OUTCOMES = {
   miss: "Misses", "false alarm": "False alarms", hit: "Hits", "correct normal": "Correct normals",
-  "decided anomalous": "Decided anomalous", "decided normal": "Decided normal",
+  "predicted anomalous": "Predicted anomalous", "predicted normal": "Predicted normal",
 };
 const RANKS = {
   "worst miss": "Worst misses", "worst false alarm": "Worst false alarms", "best hit": "Best hits",
@@ -471,7 +471,7 @@ function setScoreLevel(level) {
   // Without labels there are decisions, without a threshold there is nothing.
   const decided = data.cases.filter((item) => outcomeOf(item) !== null);
   const options = Object.entries(OUTCOMES).filter(([outcome]) =>
-    decided.some((item) => (item.label === null) === outcome.startsWith("decided")),
+    decided.some((item) => (item.label === null) === outcome.startsWith("predicted")),
   );
   const outcome = options.some(([key]) => key === filter.outcome) ? filter.outcome : "";
   fillSegments($("outcomes"), [["", "All"], ...options], outcome, (other) => chooseCases({ outcome: other }));

@@ -149,7 +149,7 @@ def test_the_threshold_of_pixels_moves_all_three_curves(opened: Opens) -> None:
         slider.press(key)
         fpr, recall, precision, pro = (points[name][index] for name in ("fpr", "recall", "precision", "pro"))  # type: ignore[literal-required]
         assert marks(page) == {"ROC": [fpr, recall], "Precision-recall": [recall, precision], "PRO": [fpr, pro]}
-        assert readout(page)["Recall of regions"] == f"{100 * pro:.1f}%"
+        assert readout(page)["Per-region overlap"] == f"{100 * pro:.1f}%"
 
 
 def test_filters_and_sorting(opened: Opens) -> None:
@@ -281,7 +281,7 @@ def test_a_calibrated_prediction_has_decisions(opened: Opens) -> None:
     run.cards["nut"]["thresholds"]["single"] = 0.974
     page = opened(run)
     anomalous = {case["image_path"] for case in run.cases if case["single_score"] >= 0.974}
-    page.get_by_role("radio", name=f"Decided anomalous {len(anomalous)}").check()
+    page.get_by_role("radio", name=f"Predicted anomalous {len(anomalous)}").check()
     assert set(shown_files(page)) == anomalous
     page.wait_for_selector("#charts .main-svg")
     assert page.evaluate("document.querySelector('.plot').layout.shapes[0].x0") == 0.974
