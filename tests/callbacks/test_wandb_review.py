@@ -334,3 +334,25 @@ def test_what_could_not_be_sent_loses_no_run(cli: Cli, options: list[str], monke
     wandb.finish()
     assert run.provenance["finished"]
     assert run.metrics["mean"]
+
+
+def test_the_demo_is_shown_with_its_images(cli: Cli, demo: list[str]) -> None:
+    quiet = [*(option for option in demo if option != NO_REPORT), *OFFLINE]
+    small = ["train_data.categories=[fabric]", "test_data.categories=[coin]", "trainer.max_epochs=1"]
+    run = cli.ok("train", "+exp=sdp_plus_demo", *quiet, *small)
+    [logged] = read_all(run.folder)
+    assert (logged.run["run_group"], logged.run["job_type"]) == ("sdp_plus_demo", "train")
+    assert logged.run["tags"] == ["sdp_plus", "demo_unseen", "demo", "trained on demo"]
+    assert len(logged.summary["cases/coin.captions"]) == 8
+    assert logged.summary["test/coin/pixel_AUPRO"] == pytest.approx(run.metrics["categories"]["coin"]["pixel_AUPRO"])
+    assert {"8 images of coin", "report.html"} <= set(run.provenance["wandb"]["uploaded"])
+
+
+def test_trials_side_by_side_are_runs_of_one_group(cli: Cli, shown: list[str]) -> None:
+    study = cli.folder / "study"
+    side_by_side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"paths.output_dir={study}"]
+    cli.ok("eval", "-m", "+exp=sdp_mvtec", *shown, "seed=1,2", *side_by_side)
+    logged = [one for number in range(2) for one in read_all(study / str(number))]
+    assert len({one.run["run_id"] for one in logged}) == 2
+    assert {one.run["run_group"] for one in logged} == {f"{cli.folder.name}/study"}
+    assert all("cases/pcb1.captions" in one.summary for one in logged)
