@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from tests.golden_reference import Golden
 
@@ -65,6 +66,7 @@ class Cli:
             code = int(stop.code or 0)
         finally:
             logging.getLogger().handlers[:] = handlers  # Hydra's hold this test's captured stdout
+            HydraConfig.instance().cfg = None  # or what runs next would take itself for a part of this run
         out, err = self.capsys.readouterr() if self.capsys else ("", "")
         return Finished(code, out, err, output)
 
