@@ -222,7 +222,6 @@ def _ranks(tables: Mapping[str, Table], cards: Mapping[str, Card], max_images: i
 
 def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float]) -> Card:
     marked = table.mask_share[table.mask_share > 0]
-    has_masks = not np.isnan(table.mask_share).all()
     thresholds = {level: metrics.get(f"{level}_F1Max_threshold") for level in ("image", "single", "pixel")}
     folders = Counter(folder for label, folder in cases.folders(category) if label == ANOMALOUS)
     return Card(
@@ -231,7 +230,7 @@ def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float
         anomalous=int((table.label == ANOMALOUS).sum()),
         unlabelled=int(np.isnan(table.label).sum()),
         defects=dict(sorted(folders.items())),
-        mask_shares=[float(value) for value in np.quantile(marked, [0, 0.5, 1])] if has_masks and len(marked) else None,
+        mask_shares=[float(value) for value in np.quantile(marked, [0, 0.5, 1])] if len(marked) else None,
         vanished_masks=int(metrics["vanished_masks"]) if "vanished_masks" in metrics else None,
         empty_masks=int(metrics["empty_masks"]) if "empty_masks" in metrics else None,
         low=float(table.low.min()),
