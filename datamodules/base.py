@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules import options
-from datamodules.dataset import AnomalyDataset, Sample, collate, collate_native
+from datamodules.dataset import AnomalyDataset, Batch, Sample, collate, collate_native
 from datamodules.errors import UserError
 from datamodules.fingerprint import fingerprint_records
 from datamodules.images import CLIP_MEAN, CLIP_STD
@@ -77,6 +77,8 @@ class AnomalyDataModule(LightningDataModule):
     splits: ClassVar[Sequence[str]] = ("test", "train")
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
+    skips_unreadable: ClassVar[bool] = False  # whether a file that can't be read ends the run, or is left out
+    is_upright: ClassVar[bool] = False  # whether images are turned as their EXIF tag says
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class AnomalyDataModule(LightningDataModule):
         self.std = std
         self._was_told = multiprocessing.Value("b", False)
         self._served: dict[str, Mapping[Record, Sample]] = {}
+        self.left_out: frozenset[tuple[str, str]] = frozenset()
 
     # What a data set has to say
 
@@ -192,7 +195,8 @@ class AnomalyDataModule(LightningDataModule):
                     "add them or leave the category out"
                 )
             records += own
-        records = each_file_once(records)
+        if not self.skips_unreadable:  # some of those files may not even be there
+            records = each_file_once(records)
         options.check_masks(records)
         options.check_shard(self.shard, len(records), self.batch_size)
         if self.val_categories:
@@ -208,7 +212,20 @@ class AnomalyDataModule(LightningDataModule):
     @property
     def image_names(self) -> list[tuple[str, str]]:
         """Category and path (POSIX, relative to ``root``) of each record."""
-        return [(record.category, record.image_path.relative_to(self.root).as_posix()) for record in self.records]
+        return [self.name_of(record) for record in self.records]
+
+    def name_of(self, record: Record) -> tuple[str, str]:
+        """Category and path (POSIX, relative to ``root``) of a record."""
+        return record.category, record.image_path.relative_to(self.root).as_posix()
+
+    @property
+    def prompt_set(self) -> str:
+        """The name under which a method looks up what it does for the prompts of a data set."""
+        return self.name
+
+    def leave_out(self, names: Collection[tuple[str, str]]) -> None:
+        """Predict all images but these, see ``image_names``: a run that goes on has their scores already."""
+        self.left_out = frozenset(names)
 
     @property
     def has_labels(self) -> bool:
@@ -252,8 +269,8 @@ class AnomalyDataModule(LightningDataModule):
         return self._ordered_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """The same as for test."""
-        return self.test_dataloader()
+        """The same as for test, without the images that are left out."""
+        return self._ordered_loader("test", self.left_out)
 
     def records_of(self, role: str) -> list[Record]:
         """For ``train`` all records but those of ``val_categories``, for ``val`` these, for ``test`` the shard's."""
@@ -300,28 +317,37 @@ class AnomalyDataModule(LightningDataModule):
         )
 
     def loader(
-        self, role: str, dataset: AnomalyDataset, batch_sampler: Iterable[list[int]] | None = None
+        self,
+        role: str,
+        dataset: AnomalyDataset,
+        batch_sampler: Iterable[list[int]] | None = None,
+        collate_fn: Callable[[Sequence[Sample]], Batch] | None = None,
     ) -> DataLoader[Sample]:
         """Batches of a role's samples, in the order of the records or in the sampler's."""
         # What is served is mapped into this process: from another one it would have to be copied over.
         workers = 0 if role in self._served else self._workers
-        batches = {"batch_sampler": batch_sampler} if batch_sampler else {"batch_size": self.batch_size}
+        batches = {"batch_sampler": batch_sampler} if batch_sampler else {"batch_size": self.loaded_together}
         return DataLoader(
             dataset,
-            collate_fn=collate if self.mask_size(role) else collate_native,
+            collate_fn=collate_fn or (collate if self.mask_size(role) else collate_native),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             **batches,
         )
 
-    def _ordered_loader(self, role: str) -> DataLoader[Sample]:
+    def _ordered_loader(self, role: str, left_out: Collection[tuple[str, str]] = ()) -> DataLoader[Sample]:
         """Batches in file order, this process's part of them; a filler if it has none, since all have to take part."""
-        records = self.records_of(role)
+        records = [one for one in self.records_of(role) if not left_out or self.name_of(one) not in left_out]
         own = records[own_slice(len(records), self.batch_size, *self._process)]
         if own or not records:
             return self.loader(role, self.dataset(role, own))
         return self.loader(role, self.dataset(role, records[:1]), FillerBatches())
+
+    @property
+    def loaded_together(self) -> int:
+        """The images of a batch where nothing is trained."""
+        return self.batch_size
 
     @property
     def _process(self) -> tuple[int, int]:

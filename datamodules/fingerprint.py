@@ -18,7 +18,7 @@ def count_records(records: Sequence[Record]) -> dict[str, int]:
         "images": len(records),
         "normal": sum(record.label == NORMAL for record in records),
         "anomalous": sum(record.label == ANOMALOUS for record in records),
-        "bytes": sum(path.stat().st_size for record in records for path in record.files),
+        "bytes": sum(_size(path) for record in records for path in record.files),
     }
 
 
@@ -33,7 +33,7 @@ def hash_files(paths: Iterable[Path], root: Path) -> str:
     True
     """
     digest = hashlib.sha256()
-    for name, size in sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths):
+    for name, size in sorted((path.relative_to(root).as_posix(), _size(path)) for path in paths):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))  # names are bytes to Linux
     return digest.hexdigest()
 
@@ -55,3 +55,8 @@ def fingerprint_records(records: Sequence[Record], root: Path) -> dict[str, Any]
         "bytes": sum(counts["bytes"] for counts in categories.values()),
         "sha256": hash_files(files, root),
     }
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 of a file that a list of photos names and that is not there."""
+    return path.stat().st_size if path.is_file() else 0

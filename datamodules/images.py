@@ -59,6 +59,59 @@ def open_image(path: Path, bits: int | None = None, warn: Callable[[str], None] 
     return Image.fromarray(_to_8_bits(image, path, bits, warn))
 
 
+def from_array(
+    values: npt.NDArray[Any], name: str, bits: int | None = None, warn: Callable[[str], None] = warnings.warn
+) -> Image.Image:
+    """Make an image of an array.
+
+    Args:
+        values: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whose alpha is dropped; uint8, uint16, or floating point in
+            [0, 1].
+        name: of the image, for messages.
+        bits: of uint16, see `open_image`.
+        warn: see `open_image`.
+
+    Returns:
+        A Pillow image of 8 bits, mode ``L`` or ``RGB``.
+
+    Raises:
+        UserError: the array is no image.
+
+    >>> from_array(np.full((4, 6, 3), 0.5), "mine").getpixel((0, 0))
+    (128, 128, 128)
+    """
+    if values.ndim == 3 and values.shape[-1] in (1, 4):
+        values = values[..., 0] if values.shape[-1] == 1 else values[..., :3]
+    if not (values.ndim == 2 or (values.ndim == 3 and values.shape[-1] == 3)) or 0 in values.shape:
+        raise UserError(f"{name}: expected the shape (H, W) or (H, W, 3), but got {values.shape}")
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # nor NaN
+            raise UserError(f"{name}: expected floating-point values from 0 to 1, but got {low:g} to {high:g}")
+        return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
+    if values.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(values))
+    if values.dtype != np.uint16:
+        raise UserError(f"{name}: expected uint8, uint16 or floating-point values, but got {values.dtype}")
+    return Image.fromarray(_to_8_bits(values, name, bits, warn))
+
+
+def from_picture(
+    picture: Image.Image, name: str, bits: int | None = None, warn: Callable[[str], None] = warnings.warn
+) -> Image.Image:
+    """Make an image of 8 bits, mode ``L`` or ``RGB``, of a Pillow image of any mode; see `from_array`.
+
+    Raises:
+        UserError: it holds values beyond 16 bits.
+
+    >>> from_picture(Image.new("RGBA", (4, 6)), "mine").mode
+    'RGB'
+    """
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(picture), name, bits, warn))
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
 def load_image(path: Path, bits: int | None = None, warn: Callable[[str], None] = warnings.warn) -> UInt8Array:
     """Read an image as (H, W, 3) uint8 RGB; arguments and errors are those of :func:`open_image`.
 
@@ -94,7 +147,7 @@ def load_mask(path: Path) -> UInt8Array:
     return (values > 0).astype(np.uint8)  # (H, W)
 
 
-def _to_8_bits(values: npt.NDArray[Any], path: Path, bits: int | None, warn: Callable[[str], None]) -> UInt8Array:
+def _to_8_bits(values: npt.NDArray[Any], path: Path | str, bits: int | None, warn: Callable[[str], None]) -> UInt8Array:
     """Scale values of at most 16 bits to 0-255. Pillow's own conversion clips everything above 255 to white."""
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" or low < 0 or high > 65535:

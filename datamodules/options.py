@@ -76,8 +76,19 @@ def check_category(name: str, root: Path) -> None:
     datamodules.errors.UserError: Expected a category to be a path below data, without '..', but got '..'
     """
     below(root, name, "a category")
+    check_line(name, f" in {root}")
+
+
+def check_line(name: str, place: str = "") -> None:
+    """Check that the name of a category is a line of text.
+
+    >>> check_line("Unterlegscheibe, verzinkt (M8)")
+    >>> check_line(" ")
+    Traceback (most recent call last):
+    datamodules.errors.UserError: Expected a category to be a line of text, but got ' '; rename it
+    """
     if not name.strip() or any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-        raise UserError(f"Expected a category in {root} to be a line of text, but got {name!r}; rename it")
+        raise UserError(f"Expected a category{place} to be a line of text, but got {name!r}; rename it")
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    paths = [path for path in _files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    paths = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     for path in paths:
         if not path.is_file():
             what = "is a link that leads nowhere" if path.is_symlink() and not path.exists() else "is none"
@@ -69,8 +69,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Walk all files at any depth, each folder once; links to folders are followed, but not in circles."""
+def files_below(folder: Path) -> Iterator[Path]:
+    """Walk all files at any depth, each folder once; links to folders are followed, but not in circles.
+
+    Raises:
+        UserError: a folder can't be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "notes.txt").touch()
+    ...     print([path.name for path in files_below(Path(folder))])
+    ['notes.txt']
+    """
     seen: set[Path] = set()
     # With each folder those that it lies in: a link back to one of them would list what is not below it.
     own = frozenset(path.resolve() for path in folder.absolute().parents)
