@@ -22,11 +22,19 @@ from omegaconf import DictConfig
 from datamodules.errors import UserError, reason_of
 from src import environment
 from src.config import validate
-from src.overrides import CONF, explain
+from src.overrides import CONF, data_set_of, explain, literal
 from src.run.lock import locked
 from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
 from src.sweeps.checks import SweepRefusedError
-from src.sweeps.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
+from src.sweeps.trial import (
+    Trial,
+    current_trial,
+    is_trial,
+    read_trials,
+    run_in_new_process,
+    starts_processes,
+    write_trial,
+)
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 Command = Callable[[DictConfig], "float | None"]
@@ -51,9 +59,11 @@ def run_command(name: str, command: Command) -> None:
     errors: list[Exception] = []
     folders: list[Path] = []  # of what was started
     signals = Signals()
+    typed = sys.argv[:]
 
     def task(config: DictConfig) -> float | None:
         """Run, or try a trial. Of errors Hydra would tell in lines of its own, and end a sweep: they stay here."""
+        sys.argv[:] = typed  # provenance records it, and Lightning starts further processes by it
         folders.append(Path(HydraConfig.get().runtime.output_dir))
         end_with_parent()  # a launcher may have started this process, with the task alone
         try:
@@ -67,6 +77,8 @@ def run_command(name: str, command: Command) -> None:
     task.__module__ = f"src.{name}"  # Hydra names the job after it
     try:
         with signals.raised():
+            if not is_trial():  # whose options come from Hydra, and are quoted as they have to be
+                sys.argv[1:] = literal(typed[1:])
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     except SweepRefusedError as refused:
         errors = [refused.reason]
@@ -79,6 +91,7 @@ def run_command(name: str, command: Command) -> None:
         # Before the task starts there is only the composition of what the user wrote, and the making of a folder.
         errors = errors or [error if folders or one_line(error) else UserError(reason_of(error))]
     finally:
+        sys.argv[:] = typed
         os.environ[_FULL_ERROR] = str(int(wants_traceback))
     has_failed_trials = _tell_trials(errors)
     if _tell_errors(errors, wants_traceback) or has_failed_trials:
@@ -225,7 +238,8 @@ def _try(name: str, command: Command, config: DictConfig) -> float | None:
 
 def _run(name: str, command: Command, config: DictConfig) -> float | None:
     """Check the configuration, and import what is heavy only then."""
-    validated = validate(config, name)
+    data_set = data_set_of(HydraConfig.get().overrides.task) if config.get("source") is not None else None
+    validated = validate(config, name, data_set)
     environment.before_running()
     from src.processes import is_first
 

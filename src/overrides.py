@@ -7,7 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -19,6 +23,9 @@ ADDED = ("+exp", "+sweep", "+debug")
 _CHOSEN_BY = {"train_data": "data@train_data", "metrics": "metrics"}  # nodes that are not there by default
 _BY_NAME = ("callbacks", "logger", "metrics")  # nodes that hold any number of others
 _LISTS_ALL = ("src.", "datamodules.", "hydra.")  # all arguments of the classes in these packages are listed
+_LITERAL = r"\+{0,2}(source|category|test_data\.category|references|threshold|ckpt_path|paths\.\w+|[\w.]+\.root)"
+_SWEEPS = r"-\w*m|--mul\w*|hydra\.mode=MULTIRUN"
+_RUN_DIR = "hydra.run.dir"  # Lightning gives it to the processes that it starts, between quotes and not escaped
 _CLOSE = 0.65  # as difflib measures it
 
 
@@ -50,6 +57,78 @@ def explain(error: BaseException) -> str | None:
         reason = _one_line(str(error).partition("\n    full_key")[0])
         return f"{error.full_key}: {reason}" if error.full_key else reason
     return _one_line(str(error)) if isinstance(error, HydraException) else None
+
+
+def literal(arguments: Sequence[str]) -> list[str]:
+    """Quote the values that a user types as they are, so that Hydra's grammar takes them so.
+
+    Paths and names of objects may hold commas, brackets, quotes, `=` and any letters. `null` stays null, and an
+    interpolation `${...}` is still resolved. In a sweep Hydra reads all values: there a comma separates trials.
+
+    Args:
+        arguments: of a command.
+
+    Example:
+        >>> literal(["category=nut, 5 mm", "test_data.root=/my [photos]", "seed=7", "ckpt_path=null"])
+        ["category='nut, 5 mm'", "test_data.root='/my [photos]'", 'seed=7', 'ckpt_path=null']
+        >>> literal(["-m", "category=nut,bolt"])
+        ['-m', 'category=nut,bolt']
+    """
+    if any(re.fullmatch(_SWEEPS, argument) for argument in arguments):
+        return list(arguments)
+    return [_quoted(argument) for argument in arguments]
+
+
+def quoted(value: str) -> str:
+    """Text in Hydra's grammar.
+
+    Example:
+        >>> print(quoted("it's"))
+        'it\\'s'
+    """
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def unquoted(override: str) -> str:
+    """An override without the quotes around its value.
+
+    Example:
+        >>> unquoted("category='nut, 5 mm'"), unquoted("seed=7")
+        ('category=nut, 5 mm', 'seed=7')
+    """
+    key, equals, value = override.partition("=")
+    return f"{key}{equals}{OverridesParser.create().parse_override(override).value()}" if value[:1] == "'" else override
+
+
+def _quoted(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    if key == _RUN_DIR and len(value) > 1 and value[0] == value[-1] == '"':
+        return f"{key}={quoted(value[1:-1])}"
+    is_literal = re.fullmatch(_LITERAL, key) and value not in ("", "null")
+    return f"{key}={quoted(value)}" if is_literal else argument
+
+
+def data_set_of(overrides: Sequence[str]) -> str | None:
+    """The class of the data set that an experiment tests, by the command line; None if it names none.
+
+    `src.predict` reads folders, whatever an experiment tests, so its own configuration does not say.
+
+    Args:
+        overrides: in Hydra's grammar. Hydra has to be initialised.
+
+    Example:
+        >>> from hydra import initialize_config_dir
+        >>> with initialize_config_dir(str(CONF), version_base="1.3"):
+        ...     data_set_of(["+exp=sdp_visa", "seed=7"]), data_set_of(["seed=7"])
+        ('datamodules.visa.VisA', None)
+    """
+    chosen = [one for one in overrides if one.lstrip("+").startswith(("exp=", "data@test_data="))]
+    if not chosen:
+        return None
+    loader = GlobalHydra.instance().config_loader()
+    config = loader.load_configuration("train", chosen, RunMode.RUN, from_shell=False, validate_sweep_overrides=False)
+    target = config.test_data.get("_target_")
+    return None if target is None else str(target)
 
 
 def did_you_mean(name: str, known: Sequence[str], before: str = "") -> str:

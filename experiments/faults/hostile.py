@@ -70,7 +70,7 @@ def repeated(place: Place) -> None:
 
 def category(place: Place, name: str) -> None:
     """A category that would leave the folder, in predict with maps: refused, or its files stay below the folder."""
-    options = [f"test_data.root={place.mvtec / 'candle'}", f"test_data.category='{name}'", "save_maps=true"]
+    options = [f"test_data.root={place.mvtec / 'candle'}", f"test_data.category={name}", "save_maps=true"]
     done = place.run("predict", *options, to="deep/below/run")
     expect(done.code in (0, 1), f"it ended with {done.code}: {done.said[-1:]}")
     if done.code == 0:
