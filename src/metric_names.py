@@ -16,10 +16,15 @@ METRIC_NAMES = (
 SINGLE_NAMES = ("single_AUROC", "single_AP", "single_F1Max", "single_F1Max_threshold")
 """Of the score of each image alone, per category; a benchmark's image metrics are those of the fused score."""
 
+DECISION_NAMES = ("escapes", "false_alarms")
+"""At a given threshold of the score of each image alone: the shares of the anomalous images that are missed, and of the
+normal ones that are called anomalous; in [0, 1], and lower is better."""
+
 RESULT_KEYS = (
     *METRIC_NAMES,
     "image_F1Max_threshold",
     *SINGLE_NAMES,
+    *DECISION_NAMES,
     "pixel_F1Max_threshold",
     *(f"{name}_error" for name in METRIC_NAMES if name.startswith("pixel_")),
     "vanished_masks",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 
-from src.metric_names import METRIC_NAMES, RESULT_KEYS
+from src.metric_names import DECISION_NAMES, METRIC_NAMES, RESULT_KEYS
 from src.metrics.exchange import is_shared, summed
 from src.metrics.functional import CurvePoints, check_fusion
 from src.metrics.image_metrics import ImageMetrics
@@ -57,6 +57,8 @@ class BenchmarkMetrics(nn.Module):
         memory_gb: what the pixel metrics of one category may take, in 10^9 bytes; beyond it they come from a histogram,
             of constant size, and with the bounds of their errors. None for any amount.
         own: metrics of the user's own, by the name that their value has in the result.
+        thresholds: of the score of each image alone, by category: then there are the rates `escapes` and
+            `false_alarms`.
 
     Attributes:
         num_images: how many images of each category were seen, in this process.
@@ -90,8 +92,13 @@ class BenchmarkMetrics(nn.Module):
         fusion: str,
         memory_gb: float | None = None,
         own: Mapping[str, OwnMetric] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.thresholds = dict(thresholds or {})
+        missing = [name for name in categories if name not in self.thresholds]
+        if thresholds and missing:
+            raise ValueError(f"Expected argument `thresholds` to have each category, but {missing} are missing.")
         self.categories, self.terms, self.fusion = tuple(categories), tuple(terms), fusion
         self.memory_gb = memory_gb
         self.own = dict(own or {})
@@ -105,7 +112,9 @@ class BenchmarkMetrics(nn.Module):
             metric.build(name)
         max_pixels = None if memory_gb is None else int(memory_gb * 1e9 / BYTES_A_PIXEL)
         # Lists beside an index: a ModuleDict refuses names such as "type" or "a.b", which folders may well have.
-        self.image_metrics = nn.ModuleList(ImageMetrics(terms, fusion) for _ in self.categories)
+        self.image_metrics = nn.ModuleList(
+            ImageMetrics(terms, fusion, self.thresholds.get(name)) for name in self.categories
+        )
         self.pixel_metrics = nn.ModuleList(PixelMetrics(max_pixels) for _ in self.categories)
         # In plain dictionaries, so that they stay on the CPU whatever the device of the module.
         self._own_pixel_metrics: dict[str, dict[str, Metric]] = {}
@@ -212,7 +221,7 @@ class BenchmarkMetrics(nn.Module):
             if own[0]
         }
         mean = {}
-        for metric in (*METRIC_NAMES, *self.own):
+        for metric in (*METRIC_NAMES, *DECISION_NAMES, *self.own):
             values = [result[metric] for result in categories.values() if metric in result]
             if values:
                 mean[metric] = sum(values) / len(values)

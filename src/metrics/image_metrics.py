@@ -23,6 +23,7 @@ class ImageMetrics(Metric):
     Args:
         terms: the names of the image-level terms, in the method's order.
         fusion: how they are fused, one of `src.metrics.functional.FUSIONS`.
+        threshold: an image whose single score is above it is called anomalous; None if none was given.
         kwargs: see `torchmetrics.Metric`.
 
     Attributes:
@@ -46,10 +47,11 @@ class ImageMetrics(Metric):
     scores: list[Tensor]  # (B, T + 1) each: the terms, then the single score
     label: list[Tensor]
 
-    def __init__(self, terms: Sequence[str], fusion: str, **kwargs: Any) -> None:
+    def __init__(self, terms: Sequence[str], fusion: str, threshold: float | None = None, **kwargs: Any) -> None:
         super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
         check_fusion(terms, fusion)
         self.terms, self.fusion = tuple(terms), fusion
+        self.threshold = threshold
         self.points: dict[str, CurvePoints] = {}
         for state in ("scores", "label"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
@@ -83,15 +85,21 @@ class ImageMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return AUROC, AP, F1Max in [0, 1] and F1Max_threshold, in the score's range: of the fused one as `image_*`,
-        of the score of each image alone as `single_*`.
+        of the score of each image alone as `single_*`. With a threshold also the rates `escapes`, of the anomalous
+        images, and `false_alarms`, of the normal ones.
 
-        Empty if a class is missing.
+        What needs a class that is missing is absent.
         """
         terms, single_score, label = self._gathered()
         scores = {"image": fuse(terms, single_score, self.fusion), "single": single_score}
         curves = {name: exact_curve(values[label], values[~label]) for name, values in scores.items()}
         self.points = points_of(curves)
-        return {key: value for name, curve in curves.items() for key, value in summarise(curve, name).items()}
+        result = {key: value for name, curve in curves.items() for key, value in summarise(curve, name).items()}
+        if self.threshold is not None:
+            called = single_score > self.threshold
+            rates = {"escapes": ~called[label], "false_alarms": called[~label]}
+            result |= {name: float(wrong.double().mean()) for name, wrong in rates.items() if len(wrong)}
+        return result
 
     def _gathered(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Terms and single score (N,) float64 and label (N,) bool of the images of all processes."""

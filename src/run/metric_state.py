@@ -51,6 +51,7 @@ class StateHeader(TypedDict):
     terms: list[str]
     fusion: str
     memory_gb: float | None
+    thresholds: dict[str, float]
     counts: dict[str, Counted]
     vanished_masks: dict[str, int]
     empty_masks: dict[str, int]
@@ -91,6 +92,7 @@ def write_state(metrics: BenchmarkMetrics, path: Path) -> None:
         "terms": list(metrics.terms),
         "fusion": metrics.fusion,
         "memory_gb": metrics.memory_gb,
+        "thresholds": metrics.thresholds,
         "counts": counts,
         "vanished_masks": metrics.vanished_masks,
         "empty_masks": metrics.empty_masks,
@@ -139,14 +141,16 @@ def merge_states(paths: Sequence[Path]) -> BenchmarkMetrics:
         headers = [_header_of(file, path) for file, path in zip(files, paths, strict=True)]
         first = headers[0]
         for header, path in zip(headers, paths, strict=True):
-            for key in ("categories", "terms", "fusion", "memory_gb"):
+            for key in ("categories", "terms", "fusion", "memory_gb", "thresholds"):
                 own, others = header[key], first[key]
                 if own != others:
                     raise UserError(
                         f"expected {path} to have the {key} of {paths[0]}, {others}, but got {own}; "
                         "merge shards of one run only"
                     )
-        metrics = BenchmarkMetrics(first["categories"], first["terms"], first["fusion"], first["memory_gb"])
+        metrics = BenchmarkMetrics(
+            first["categories"], first["terms"], first["fusion"], first["memory_gb"], thresholds=first["thresholds"]
+        )
         for index, name in enumerate(metrics.categories):
             for file, header, path in zip(files, headers, paths, strict=True):
                 _add(metrics, name, _tensors_of(file, index, header, path), header)

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from datamodules.errors import UserError
 from src.cli import exit_code_of
 from src.files import write_csv, write_text
-from src.metric_names import METRIC_NAMES
+from src.metric_names import DECISION_NAMES, METRIC_NAMES
 from src.run.results import read_metrics, read_provenance
 from src.sweeps.checks import read_sweep
 from src.sweeps.trial import Trial, read_trials
@@ -25,7 +25,7 @@ from src.sweeps.trial import Trial, read_trials
 SEED = "seed"
 OBJECTIVE = "objective"
 PROTOCOL = "protocol"
-_IN_PERCENT = (OBJECTIVE, *METRIC_NAMES)
+_IN_PERCENT = (OBJECTIVE, *METRIC_NAMES, *DECISION_NAMES)
 
 
 @dataclass
