@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from src.metrics.functional import fuse
 
 BEFORE_TERMS = ("image_path", "category", "label")
 AFTER_TERMS = ("image_score", "single_score")
+EXTRAS = ("is_anomalous", "p_value", "overlay", "map", "map_highest")
+"""Columns that are there only where a run has what they name, in this order."""
 
 
 class Prediction(NamedTuple):
@@ -28,6 +30,7 @@ class Prediction(NamedTuple):
         terms: the image-level terms by name.
         single_score: the score of the image on its own.
         image_score: the fused score, of a row that was read; None where the file has none.
+        extras: the text of those of `EXTRAS` that are there; None if there are none.
 
     Example:
         >>> Prediction("broken/000.png", "cup", 1, terms={"map_max": 0.5}, single_score=0.5).terms["map_max"]
@@ -40,9 +43,10 @@ class Prediction(NamedTuple):
     terms: dict[str, float]
     single_score: float
     image_score: float | None = None
+    extras: Mapping[str, str] | None = None
 
 
-def columns_of(terms: Sequence[str]) -> tuple[str, ...]:
+def columns_of(terms: Sequence[str], extras: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns of the table of a method with these terms.
 
     Raises:
@@ -52,8 +56,8 @@ def columns_of(terms: Sequence[str]) -> tuple[str, ...]:
         >>> columns_of(["map_max"])
         ('image_path', 'category', 'label', 'map_max', 'image_score', 'single_score')
     """
-    columns = (*BEFORE_TERMS, *terms, *AFTER_TERMS)
-    if len(set(columns)) != len(columns):
+    columns = (*BEFORE_TERMS, *terms, *AFTER_TERMS, *extras)
+    if len({*columns, *EXTRAS}) != len(columns) + len(EXTRAS) - len(extras):
         raise ValueError(f"Expected argument `terms` to make each column once, but got {', '.join(columns)}.")
     return columns
 
@@ -80,14 +84,26 @@ def write_predictions(path: Path, rows: Sequence[Prediction], terms: Sequence[st
         ...     print(path.read_text().splitlines()[-1])
         0.png,cup,1,0.5,0.5,0.5
     """
+    extras = list(rows[0].extras or ()) if rows else []
+    write_csv(path, [columns_of(terms, extras), *cells_of(rows, terms, rule)])
+
+
+def cells_of(rows: Sequence[Prediction], terms: Sequence[str], rule: str | None) -> list[list[str]]:
+    """The table's rows as text.
+
+    Example:
+        >>> cells_of([Prediction("0.png", "cup", None, {"map_max": 0.5}, 0.5)], ["map_max"], rule=None)
+        [['0.png', 'cup', '', '0.5', '', '0.5']]
+    """
     image_scores = fused(rows, terms, rule) if rule else [None] * len(rows)
-    table: list[tuple[object, ...]] = [columns_of(terms)]
+    table = []
     for row, image_score in zip(rows, image_scores, strict=True):
         scores = (*(row.terms[name] for name in terms), image_score, row.single_score)
         # repr gives back the very number, whether it is read as float32 or float64.
         cells = ("" if score is None else repr(score) for score in scores)
-        table.append((row.image_path, row.category, "" if row.label is None else row.label, *cells))
-    write_csv(path, table)
+        label = "" if row.label is None else str(row.label)
+        table.append([row.image_path, row.category, label, *cells, *(row.extras or {}).values()])
+    return table
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -125,20 +141,22 @@ def iterate_predictions(path: Path) -> Iterator[Prediction]:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
-            terms = header[len(BEFORE_TERMS) : -len(AFTER_TERMS)]
-            if tuple(header) != columns_of(terms):
+            end = header.index(AFTER_TERMS[-1]) + 1 if AFTER_TERMS[-1] in header else len(header)
+            terms, extras = header[len(BEFORE_TERMS) : end - len(AFTER_TERMS)], header[end:]
+            is_known = extras == [name for name in EXTRAS if name in extras]
+            if not is_known or tuple(header) != columns_of(terms, extras):
                 expected = ", ".join((*BEFORE_TERMS, "terms", *AFTER_TERMS))
                 raise ValueError(f"expected the columns {expected}, found {', '.join(header) or 'none'}")
-            yield from (_prediction(row, terms, rows.line_num) for row in rows)
+            yield from (_prediction(row, terms, extras, rows.line_num) for row in rows)
     except (OSError, ValueError, csv.Error) as error:
         raise damaged(path, reason_of(error)) from error
 
 
-def _prediction(row: list[str], terms: list[str], line: int) -> Prediction:
-    columns = columns_of(terms)
+def _prediction(row: list[str], terms: list[str], extras: list[str], line: int) -> Prediction:
+    columns = columns_of(terms, extras)
     if len(row) != len(columns) or row[2] not in ("", "0", "1"):
         raise ValueError(f"line {line} has not {len(columns)} columns, with a label of 0, 1 or none")
-    *of_terms, image_score, single_score = row[len(BEFORE_TERMS) :]
+    *of_terms, image_score, single_score = row[len(BEFORE_TERMS) : len(row) - len(extras)]
     scores = [float(score) for score in (*of_terms, single_score, image_score or "0")]
     if not all(map(math.isfinite, scores)):
         raise ValueError(f"line {line} has a score that is not finite")
@@ -149,6 +167,7 @@ def _prediction(row: list[str], terms: list[str], line: int) -> Prediction:
         terms=dict(zip(terms, scores, strict=False)),
         single_score=scores[-2],
         image_score=scores[-1] if image_score else None,
+        extras=dict(zip(extras, row[len(row) - len(extras) :], strict=True)) or None,
     )
 
 

@@ -25,7 +25,16 @@ STATE_FILE = "metric_state.safetensors"
 CASES_FILE = "cases.sqlite"
 """What a part leaves for the page of the whole, see `src.report.cases`."""
 
-HASHED = (METRICS_FILE, PREDICTIONS_FILE, CURVES_FILE, STATE_FILE, CASES_FILE)
+CALIBRATION_FILE = "calibration.json"
+"""What `src.calibrate` leaves, see `src.calibration`."""
+
+REGIONS_FILE = "regions.csv"
+"""What the threshold of the maps marks, see `src.run.region_files`."""
+
+WITHOUT_TEST = ("predict", "calibrate")
+"""The kinds of runs that have no metrics."""
+
+HASHED = (METRICS_FILE, PREDICTIONS_FILE, CURVES_FILE, STATE_FILE, CASES_FILE, CALIBRATION_FILE, REGIONS_FILE)
 """The files whose hashes a finished run records: they belong to it, and to each other."""
 
 
@@ -133,6 +142,14 @@ class Identity(TypedDict):
     tags: list[str]
 
 
+class Decided(TypedDict):
+    """A category's thresholds. `map_threshold` and the promise `max_false_alarms` are those of a calibration."""
+
+    score_threshold: float
+    map_threshold: float | None
+    max_false_alarms: float | None
+
+
 class Provenance(TypedDict):
     """`provenance.json`. `finished` is None before the end; `files` are the hashes of `HASHED`, since the end."""
 
@@ -140,7 +157,7 @@ class Provenance(TypedDict):
     resumed: list[dict[str, Any]]
     finished: str | None
     config: RecordedConfig
-    kind: Literal["train", "eval", "predict"]
+    kind: Literal["train", "eval", "predict", "calibrate"]
     command: str
     identity: NotRequired[Identity]
     protocol: ProtocolRecord
@@ -154,6 +171,8 @@ class Provenance(TypedDict):
     wandb: NotRequired[dict[str, Any] | None]
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]
+    unreadable: NotRequired[list[str]]
+    decisions: NotRequired[dict[str, Decided]]
     merged_from: NotRequired[list[str]]
     files: NotRequired[dict[str, str]]
 
