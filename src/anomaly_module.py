@@ -24,6 +24,7 @@ from src.models.method import Features, Method, Scores, Targets
 from src.processes import gather_rows, is_first
 from src.run.checkpoints import LAST_CHECKPOINT
 from src.run.trained_weights import ORIGIN, Origin, check_finite
+from src.scoring import Scorer
 
 RUN = "run"  # in a checkpoint: which run it is of
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
@@ -58,6 +59,7 @@ class AnomalyModule(LightningModule):
         origin: what the trained parameters say about themselves.
         metrics_memory_gb: the memory that the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         own_metrics: the user's metrics, by name; see `BenchmarkMetrics`.
+        thresholds: of the score of a test image alone, by class; see `BenchmarkMetrics`.
         frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
         run_id: names the run, also when it is resumed; the run's checkpoints hold it.
 
@@ -82,6 +84,7 @@ class AnomalyModule(LightningModule):
         origin: Origin | None = None,
         metrics_memory_gb: float | None = None,
         own_metrics: Mapping[str, OwnMetric] | None = None,
+        thresholds: Mapping[str, float] | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         run_id: str = "",
     ) -> None:
@@ -98,7 +101,7 @@ class AnomalyModule(LightningModule):
         self.run_id = run_id
         measures = (method.terms, method.fusion, metrics_memory_gb, own_metrics)
         self.val_metrics = BenchmarkMetrics(val_categories, *measures)
-        self.test_metrics = BenchmarkMetrics(test_classes.names, *measures)
+        self.test_metrics = BenchmarkMetrics(test_classes.names, *measures, thresholds)
         self.strict_loading = False  # checkpoints hold the trained parameters only
 
     @property
@@ -240,9 +243,23 @@ class AnomalyModule(LightningModule):
             self.results = self.test_metrics.compute()
             self.log_dict({f"test/{name}": value for name, value in self.results["mean"].items()})
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Scores] | None:
-        """Hand a batch's scores to the callbacks."""
-        return None if FILLER in batch else {"scores": self(batch)}
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any] | None:
+        """Hand a batch's scores and maps to the callbacks; of photos that can't be read there are none."""
+        if FILLER in batch or not batch["category"]:
+            return None
+        if "size" not in batch:
+            scores = self(batch)
+            return {"scores": scores, "maps": list(scores.anomaly_map)}
+        scores, maps = self.scorer(batch, self.method.text(batch["category"]))
+        self._check(scores, batch)
+        return {"scores": scores, "maps": maps}
+
+    @property
+    def scorer(self) -> Scorer:
+        """Scores photos."""
+        data: AnomalyDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.batch_rows("test", self.trainer.world_size)
+        return Scorer(self.method, rows, self.frozen_dtype, data.mean, data.std)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out, and say where the trained parameters come from.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import UserError
+from src.calibration import as_number, images_needed
 from src.metric_names import METRIC_NAMES, RESULT_KEYS
 from src.overrides import ADDED, did_you_mean, explain
 from src.targets import Keys, check_targets, walk
 
+ON_PHOTOS = ("predict", "calibrate")  # the commands that take a source
+_OF_LOADING = ("image_size", "bits", "batch_size", "num_workers", "shard")
 LAST = "last"  # of `select`: the last epoch is tested
 _LARGEST_SEED = 2**32 - 1  # for a larger one, Lightning takes another
 _MOST_INTERPOLATIONS = 10_000  # that a value may be made of
@@ -93,10 +97,16 @@ class Config:
     ckpt_path: str | None = None
     save_maps: bool = False
     save_overlays: bool = False
+    source: str | None = None
+    category: str | None = None
+    tile: int | None = None
+    overlap: float = 0.2
+    threshold: Any = None
+    max_false_alarms: float = 0.01
     metrics_memory_gb: float = 4.0
 
 
-def validate(config: DictConfig, command: str = "train") -> DictConfig:
+def validate(config: DictConfig, command: str = "train", data_set: str | None = None) -> DictConfig:
     """Check a composed configuration.
 
     Composing refuses overrides of keys that don't exist, but not `+foo=3`, nor a misspelt key in an experiment's file.
@@ -104,7 +114,8 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
 
     Args:
         config: the configuration without Hydra's own node.
-        command: `train`, `eval` or `predict`.
+        command: `train`, `eval`, `predict` or `calibrate`.
+        data_set: the class of the experiment's data set, whose settings of prompts count for the images of `source`.
 
     Returns:
         The configuration with every type checked and every interpolation resolved: a run instantiates what was checked,
@@ -126,6 +137,8 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
             raise UserError(f"unknown configuration key '{key}'{did_you_mean(key, [*known, *ADDED])}")
     try:
         _check_interpolations(OmegaConf.to_container(config))
+        if command in ON_PHOTOS:
+            config = _with_photos(config, data_set)
         typed = OmegaConf.merge(OmegaConf.structured(Config), config)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
@@ -144,6 +157,34 @@ def validate(config: DictConfig, command: str = "train") -> DictConfig:
     checked = OmegaConf.merge(OmegaConf.structured(Config), content)
     assert isinstance(checked, DictConfig)
     return checked
+
+
+def _with_photos(config: DictConfig, data_set: str | None) -> DictConfig:
+    """Put the images of `source` in the place of the test data, which say only how images are loaded.
+
+    Raises:
+        UserError: there is neither a source nor a data set's folder.
+    """
+    data = config.get("test_data") or {}
+    if config.get("source") is None:
+        if config.get("category") is not None or config.get("tile") is not None:
+            raise UserError("category and tile are of the images in source=PATH, which is missing")
+        if isinstance(data, DictConfig) and OmegaConf.is_missing(data, "root"):
+            raise UserError("expected images in source=PATH: an image, a folder, a pattern or a CSV; see --help")
+        return config
+    kept = {key: data[key] for key in _OF_LOADING if key in data}
+    photos = {
+        "_target_": "datamodules.photos.Photos",
+        "root": str(config.source),
+        "category": config.get("category"),
+        "tile": config.get("tile"),
+        "overlap": config.get("overlap", 0.2),
+        "data_set": data_set,
+    }
+    changed = config.copy()
+    OmegaConf.set_struct(changed, False)
+    changed.test_data = photos | kept
+    return changed
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -282,6 +323,15 @@ def _check_root(config: DictConfig, command: str) -> None:
         raise UserError(f"configuration: feature_cache.max_gb must be above 0, but got {config.feature_cache.max_gb}")
     if str(config.paths.output_dir).startswith("~"):
         raise UserError("configuration: paths.output_dir is taken as it is; write the home folder out instead of ~")
+    if config.threshold is not None:
+        number = as_number(config.threshold)
+        path = Path(str(config.threshold)).expanduser()
+        if number is None and not path.is_file():
+            raise UserError(f"threshold must be a number or a calibration.json, but there is no file {path}")
+    if command == "calibrate":
+        images_needed(config.max_false_alarms)
+        if config.threshold is not None:
+            raise UserError("threshold is what src.calibrate finds; leave it out")
     if not config.test and (command == "eval" or (command == "train" and config.train_data is None)):
         raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
     for name in config.metrics or ():

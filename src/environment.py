@@ -14,6 +14,7 @@ _USELESS_WARNINGS = (
     r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged is the same in all processes already
     r"Checkpoint directory .* exists and is not empty",  # a resumed run's
     r"The '.*_dataloader' does not have many workers",  # null follows the cores, and a number is the user's choice
+    r"predict returned None if it was on purpose",  # a batch of photos that can't be read
     r"The number of training batches .* is smaller than the logging interval",  # the epoch's mean is logged anyway
 )
 
@@ -37,15 +38,24 @@ def before_running() -> None:
     """Import Lightning, and then change what it and torch have set for the process.
 
     Warnings are for the user: each becomes one line without its place in the code, and those that say nothing about the
-    run are left out. TensorFloat-32 keeps 10 bits of a float32's fraction, so it is off: a run whose precision is 32
-    computes in float32.
+    run are left out. A run whose precision is 32 computes in float32.
     """
     import lightning  # noqa: F401 - it sets a format of warnings of its own
-    import torch
 
     warnings.formatwarning = _one_line
     for pattern in _USELESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
+    compute_in_float32()
+
+
+def compute_in_float32() -> None:
+    """Turn TensorFloat-32 off, which keeps 10 bits of a float32's fraction: precision 32 computes in float32.
+
+    Example:
+        >>> compute_in_float32()
+    """
+    import torch
+
     torch.backends.cudnn.allow_tf32 = False
 
 

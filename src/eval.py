@@ -21,11 +21,13 @@ def evaluate(config: DictConfig) -> None:
     clip = build.find_weights(config, clip)
     method = build.build_method(config, clip)
     origin = build.load_weights(config, method, clip)
+    decisions = build.read_decisions(config, method, clip, test_data)
     protocol = build.build_protocol(config, method, origin, test_data)
     build.check_test(config, protocol, test_data)
-    module = build.build_module(config, folder, protocol, method, origin, test_data)
-    trainer = build.build_trainer(config, folder, module)
-    folder.describe(**build.describe(config, clip, trainer, protocol, test_data))
+    module = build.build_module(config, folder, protocol, method, origin, test_data, decisions=decisions)
+    trainer = build.build_trainer(config, folder, module, decisions)
+    known = build.describe(config, clip, trainer, protocol, test_data)
+    folder.describe(**known, **build.describe_decisions(decisions, test_data))
 
     with folder.recorded(protocol.line, trainer.loggers):
         steps.serve_features(config, folder, trainer, module, clip, test_data)

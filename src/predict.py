@@ -1,4 +1,4 @@
-"""Score images without labels: `python -m src.predict test_data.root=/my/images test_data.category=bottle`."""
+"""Score your own images: `python -m src.predict source=photos category="metal nut" +exp=sdp_visa`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from src.cli import run_command
 
 
 def predict(config: DictConfig) -> None:
-    """Score images one by one; labels and masks are not needed.
+    """Score images one by one; labels and masks are not needed. With a threshold, decide on each.
 
     Args:
         config: a validated configuration.
@@ -21,14 +21,18 @@ def predict(config: DictConfig) -> None:
     clip = build.find_weights(config, clip)
     method = build.build_method(config, clip)
     origin = build.load_weights(config, method, clip)
+    decisions = build.read_decisions(config, method, clip, images)
     protocol = build.build_protocol(config, method, origin, images)
     module = build.build_module(config, folder, protocol, method, origin, images)
-    trainer = build.build_trainer(config, folder, module)
-    folder.describe(**build.describe(config, clip, trainer, protocol, images))
+    trainer = build.build_trainer(config, folder, module, decisions)
+    known = build.describe(config, clip, trainer, protocol, images)
+    folder.describe(**known, **build.describe_decisions(decisions, images))
 
-    with folder.recorded(f"predict {images.title} ({len(images.records)} images)", trainer.loggers):
+    with folder.recorded(f"predict {protocol.tested}", trainer.loggers):
         steps.serve_features(config, folder, trainer, module, clip, images)
         trainer.predict(module, datamodule=images, return_predictions=False)
+        unreadable = steps.note_unreadable(folder, trainer)
+    steps.tell_unreadable(unreadable)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from tests.cli import Cli, golden_backbone
 from tests.golden_reference import Golden
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "exp").glob("*.yaml"))
-COMMANDS = ("train", "eval", "predict")
+COMMANDS = ("train", "eval", "predict", "calibrate")
 
 
 def composed(command: str, *overrides: str) -> DictConfig:

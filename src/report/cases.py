@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -33,7 +33,7 @@ CREATE TABLE cases (
     id INTEGER PRIMARY KEY, category BLOB, image_path BLOB, label INTEGER, single_score REAL,
     pixel_ap REAL, mask_share REAL, low REAL, high REAL
 );
-CREATE TABLE source (root BLOB, bits INTEGER);
+CREATE TABLE source (root BLOB, bits INTEGER, is_upright INTEGER);
 CREATE INDEX by_category ON cases (category);
 CREATE TABLE pictures (id INTEGER PRIMARY KEY, image BLOB, anomaly_map BLOB, outline TEXT);
 """
@@ -50,7 +50,8 @@ SELECT COUNT(*) FROM cases JOIN pictures USING (id) WHERE
     AND (mask_share IS NULL OR typeof(mask_share) = 'real' AND mask_share BETWEEN 0 AND 1)
     AND typeof(image) IN ('blob', 'null') AND typeof(anomaly_map) = 'blob' AND typeof(outline) = 'text'
 """
-_WHOLE_SOURCE = "SELECT COUNT(*) FROM source WHERE typeof(root) = 'blob' AND typeof(bits) IN ('integer', 'null')"
+_WHOLE_SOURCE = "SELECT COUNT(*) FROM source WHERE typeof(root) = 'blob' AND typeof(bits) IN ('integer', 'null') "
+_WHOLE_SOURCE += "AND is_upright IN (0, 1)"
 
 
 RANKINGS = (
@@ -132,6 +133,8 @@ class CaseWriter:
         path: the file; one that is there is replaced.
         root: the folder that the images' paths are relative to.
         bits: of 16-bit images, see `datamodules.images.open_image`.
+        is_upright: whether the images were turned as their EXIF tag says.
+        lasts: whether the file has to survive that this process is killed, up to the last batch.
 
     Raises:
         OSError: it can't be written.
@@ -148,7 +151,9 @@ class CaseWriter:
         ['cup'] data/cup/bad/0.png
     """
 
-    def __init__(self, path: Path, root: Path, bits: int | None = None) -> None:
+    def __init__(
+        self, path: Path, root: Path, bits: int | None = None, is_upright: bool = False, lasts: bool = False
+    ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -156,8 +161,9 @@ class CaseWriter:
             # No locks, which not every disk has: the file is this process's alone.
             self._file = sqlite3.connect(_address(path, "nolock=1"), uri=True, isolation_level=None)
             # It can be made again, so nothing waits for the disk.
-            self._file.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
-            self._file.execute("INSERT INTO source VALUES (?, ?)", (os.fsencode(root), bits))
+            mode = "TRUNCATE" if lasts else "OFF"
+            self._file.executescript(f"PRAGMA journal_mode={mode}; PRAGMA synchronous=OFF;" + _SCHEMA)
+            self._file.execute("INSERT INTO source VALUES (?, ?, ?)", (os.fsencode(root), bits, int(is_upright)))
 
     def add(self, cases: Sequence[tuple[Case, Picture]]) -> None:
         """Write a batch; when this returns, other processes can read it.
@@ -176,6 +182,7 @@ class CaseWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        _journal_of(self.path).unlink(missing_ok=True)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -193,6 +200,7 @@ class Cases:
         paths: the files, in the order of the processes or parts.
 
     Attributes:
+        files: the same.
         categories: those that have a case, in the order in which they came.
 
     Raises:
@@ -200,6 +208,7 @@ class Cases:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        self.files = list(paths)
         self._files: list[tuple[Path, sqlite3.Connection]] = []
         self._starts = [0]
         found: dict[str, None] = {}
@@ -265,12 +274,20 @@ class Cases:
 
     def image_file(self, number: int) -> Path:
         """Where the image of a case lay when it was tested."""
-        return Path(os.fsdecode(self._source(number)[0])) / self.case(number).image_path
+        return self.root(number) / self.case(number).image_path
+
+    def root(self, number: int) -> Path:
+        """The folder that a case's image path is relative to."""
+        return Path(os.fsdecode(self._source(number)[0]))
 
     def bits(self, number: int) -> int | None:
         """How many bits of a 16-bit image were used."""
         bits: int | None = self._source(number)[1]
         return bits
+
+    def is_upright(self, number: int) -> bool:
+        """Whether the image of a case was turned as its EXIF tag says."""
+        return bool(self._source(number)[2])
 
     def _count(self, file: int) -> int:
         """How many cases a file has.
@@ -285,7 +302,7 @@ class Cases:
         return int(count)
 
     def _source(self, number: int) -> tuple[Any, ...]:
-        return next(self._rows(self._file_of(number), "SELECT root, bits FROM source"))
+        return next(self._rows(self._file_of(number), "SELECT root, bits, is_upright FROM source"))
 
     def _row(self, columns: str, number: int) -> tuple[Any, ...]:
         file = self._file_of(number)
@@ -298,6 +315,34 @@ class Cases:
         path, file = self._files[number]
         with _told_of(path):
             yield from file.execute(query, values)
+
+
+def recover(path: Path) -> None:
+    """Undo the batch that a process was writing when it was killed.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with _told_of(path), closing(sqlite3.connect(_address(path, "nolock=1"), uri=True)) as file:
+        file.execute("SELECT COUNT(*) FROM cases").fetchone()
+    _journal_of(path).unlink(missing_ok=True)
+
+
+def write_ordered(path: Path, cases: Cases, names: Iterable[tuple[str, str]]) -> None:
+    """Write a file of the cases of some images in their order; of an image that is there twice, the later one.
+
+    Args:
+        path: the new file.
+        cases: of which it is made, with one root.
+        names: category and image path.
+    """
+    numbers = {name: number for number, name in enumerate(cases.names())}
+    wanted = [numbers[name] for name in names if name in numbers]
+    first = wanted[0] if wanted else 0
+    writer = CaseWriter(path, cases.root(first), cases.bits(first), cases.is_upright(first))
+    for start in range(0, len(wanted), 100):
+        writer.add([(cases.case(number), cases.picture(number)) for number in wanted[start : start + 100]])
+    writer.close()
 
 
 def ranked(table: Table, threshold: float | None, count: int) -> dict[str, list[int]]:
@@ -336,6 +381,11 @@ def ranked(table: Table, threshold: float | None, count: int) -> dict[str, list[
         rows = rows[np.argsort(key[rows], kind="stable")[:count]]
         chosen[name] = table.ids[rows].tolist()
     return {name: ids for name, ids in chosen.items() if ids}
+
+
+def _journal_of(path: Path) -> Path:
+    """Where SQLite keeps what a batch that is being written replaces."""
+    return path.with_name(f"{path.name}-journal")
 
 
 def _address(path: Path, options: str) -> str:

@@ -23,11 +23,23 @@ from datamodules.errors import UserError
 from datamodules.images import UNREADABLE, load_image
 from datamodules.records import ANOMALOUS, NORMAL
 from src.metrics.functional import CurvePoints
+from src.regions import Outline
 from src.report.cases import Cases, Picture, Table, ranked
-from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg
+from src.report.pictures import MAP_SIZE, FloatArray, css_colours, heat_map, jpeg, svg_path
 from src.report.table import notes_of
+from src.run.journal import Name
 from src.run.predictions import Prediction, iterate_predictions
-from src.run.results import PREDICTIONS_FILE, Metrics, Provenance, read_curves, read_metrics, read_provenance
+from src.run.region_files import read_outlines
+from src.run.results import (
+    PREDICTIONS_FILE,
+    WITHOUT_TEST,
+    Decided,
+    Metrics,
+    Provenance,
+    read_curves,
+    read_metrics,
+    read_provenance,
+)
 
 MOST_CASES_A_RANKING = 20
 
@@ -47,7 +59,8 @@ class Card(TypedDict):
     `defects` counts the anomalous images of each folder. `mask_shares` is the smallest, the median and the largest
     share of an image that a mask marks, of masks that are not empty; None without masks. `low` and `high` are the
     lowest and the highest value of any of the category's maps: where the colours of all its heat maps begin and end.
-    `thresholds` are those of the best F1: `image` of the fused score, `single` of the score of an image alone, `pixel`.
+    `thresholds` are those of the best F1: `image` of the fused score, `single` of the score of an image alone, `pixel`;
+    where the run has decided on images, `single` is the smallest score that is above its threshold.
     """
 
     images: int
@@ -88,11 +101,13 @@ class Pictures(NamedTuple):
         image: JPEG of what the model saw; as it is squashed, it is shown in the aspect of the file.
         heat_map: PNG of the coloured map, to be laid over it.
         outline: SVG path of the ground truth's border in a square of 1000 x 1000; empty if there is none.
+        marked: SVG path of the border of what the threshold of the maps marks, likewise.
     """
 
     image: bytes
     heat_map: bytes
     outline: str
+    marked: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,8 @@ class Description:
         cases: the images to show.
         hidden: how many images are not among them.
         palette: CSS colours of the heat maps, from low to high.
+        has_marks: whether a threshold of the maps marks pixels of any image.
+        has_decisions: whether the run has decided on images, by a threshold that was given.
     """
 
     title: str
@@ -130,7 +147,10 @@ class Description:
     cases: list[ShownCase]
     hidden: int
     palette: list[str]
+    has_marks: bool
+    has_decisions: bool
     _recorded: Cases
+    _outlines: Mapping[Name, Outline]
 
     def pictures(self, category: str) -> Iterator[tuple[int, Pictures]]:
         """The pictures of a category's shown cases, one after the other. A case whose image is gone has none."""
@@ -157,7 +177,13 @@ class Description:
 
     def _pictures(self, case: ShownCase, picture: Picture, image: bytes) -> Pictures:
         card = self.cards[case["category"]]
-        return Pictures(image, heat_map(self.map_of(case), card["low"], card["high"]), picture.outline)
+        polygons = self._outlines.get((case["category"], case["image_path"]), [])
+        return Pictures(
+            image,
+            heat_map(self.map_of(case), card["low"], card["high"]),
+            picture.outline,
+            svg_path(polygons, case["width"], case["height"]),
+        )
 
     def _file_of(self, case: ShownCase) -> tuple[Path, int | None]:
         return self._recorded.image_file(case["id"]), self._recorded.bits(case["id"])
@@ -177,10 +203,14 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     provenance = read_provenance(folder)
     if provenance is None:
         raise UserError(f"{folder} holds no run; expected its provenance.json")
-    metrics = read_metrics(folder, None) if provenance["kind"] != "predict" else None
+    metrics = read_metrics(folder, None) if provenance["kind"] not in WITHOUT_TEST else None
     tables = {name: cases.table(name) for name in cases.categories}
     of_categories = metrics["categories"] if metrics else {}
-    cards = {name: _card(cases, name, table, of_categories.get(name, {})) for name, table in tables.items()}
+    decided = provenance.get("decisions", {})
+    cards = {
+        name: _card(cases, name, table, of_categories.get(name, {}), decided.get(name))
+        for name, table in tables.items()
+    }
     ranks = _ranks(tables, cards, max_images)
     shown: Sequence[int] = range(len(cases))
     if len(cases) > max_images:
@@ -189,15 +219,20 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     rule = _model_of(provenance).get("fusion", "the method's rule")
     is_fused = rule != "single" and any(row.image_score is not None for row in rows.values())
     tested = provenance["protocol"]["tested_on"]
-    is_predict = provenance["kind"] == "predict"
+    is_predict = provenance["kind"] in WITHOUT_TEST
+    outlines = read_outlines(folder) if is_predict else {}
     return Description(
-        title=f"predict {tested['title']} ({len(cases)} images)" if is_predict else provenance["protocol"]["line"],
+        title=(
+            f"{provenance['kind']} {tested['title']} ({len(cases)} images)"
+            if is_predict
+            else provenance["protocol"]["line"]
+        ),
         kind=provenance["kind"],
         command=provenance["command"],
         reproduce=None if is_predict else shlex.join(["python", "-m", "src.reproduce", str(folder)]),
         facts=_facts(provenance),
         metrics=metrics,
-        notes=notes_of(metrics) if metrics else [],
+        notes=[*(notes_of(metrics) if metrics else []), *_decisions_in_words(decided)],
         fusion=rule if is_fused else None,
         cards=cards,
         curves=read_curves(folder) or {},
@@ -205,7 +240,10 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         cases=[_shown(cases, number, rows[number], ranks.get(number, {})) for number in shown],
         hidden=len(cases) - len(shown),
         palette=css_colours(),
+        has_marks=bool(outlines),
+        has_decisions=bool(decided),
         _recorded=cases,
+        _outlines=outlines,
     )
 
 
@@ -220,9 +258,12 @@ def _ranks(tables: Mapping[str, Table], cards: Mapping[str, Card], max_images: i
     return ranks
 
 
-def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float]) -> Card:
+def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float], decided: Decided | None) -> Card:
     marked = table.mask_share[table.mask_share > 0]
     thresholds = {level: metrics.get(f"{level}_F1Max_threshold") for level in ("image", "single", "pixel")}
+    if decided is not None:
+        # The page calls an image anomalous whose score is at its threshold, a decision one above it.
+        thresholds["single"] = float(np.nextafter(decided["score_threshold"], np.inf))
     folders = Counter(folder for label, folder in cases.folders(category) if label == ANOMALOUS)
     return Card(
         images=len(table.ids),
@@ -237,6 +278,14 @@ def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float
         high=float(table.high.max()),
         thresholds={level: value for level, value in thresholds.items() if value is not None},
     )
+
+
+def _decisions_in_words(decided: Mapping[str, Decided]) -> Iterator[str]:
+    """What the thresholds are, and what they promise."""
+    for category, one in decided.items():
+        promise = one["max_false_alarms"]
+        kept = "as was given" if promise is None else f"which at most {100 * promise:g} % of images without defects are"
+        yield f"{category}: an image is anomalous above {one['score_threshold']:.4g}, {kept}"
 
 
 def _histogram(table: Table, bins: int = 30) -> Histogram:
@@ -269,7 +318,7 @@ def _rows_of(path: Path, shown: Sequence[int], cases: Cases) -> dict[int, Predic
 
 def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int]) -> ShownCase:
     case = cases.case(number)
-    width, height = _size_of(cases.image_file(number))
+    width, height = size_of(cases.image_file(number), cases.is_upright(number))
     return ShownCase(
         id=number,
         category=case.category,
@@ -286,18 +335,30 @@ def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int]) ->
     )
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    """Width and height of an image file, from its first bytes; a square if it is gone."""
+def size_of(path: Path, is_upright: bool) -> tuple[int, int]:
+    """Width and height of an image file, from its first bytes; a square of one pixel if it is gone.
+
+    Args:
+        path: the file.
+        is_upright: whether it is turned as its EXIF tag says.
+
+    Example:
+        >>> size_of(Path("not/there.png"), is_upright=False)
+        (1, 1)
+    """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            return width, height
+            lies = is_upright and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (height, width) if lies else (width, height)
     except UNREADABLE:
         return 1, 1
 
 
 def _image_of(kept: Picture, file: tuple[Path, int | None]) -> bytes | None:
-    """What the model saw. Where features came from a cache, the file is read again; None if it is gone."""
+    """What the model saw. Where features came from a cache, which photos never do, the file is read again; None if it
+    is gone.
+    """
     if kept.image is not None:
         return kept.image
     path, bits = file

@@ -357,7 +357,7 @@ function moveMarks() {
 
 const pictures = new Map();
 
-/** The pictures of a category: id -> [image, heat map, outline]. They are read when the first one is shown. */
+/** The pictures of a category: id -> [image, heat map, outline, marked]. They are read when the first one is shown. */
 function picturesOf(category) {
   if (!pictures.has(category)) {
     const block = document.querySelector(`script[data-pictures="${data.categories.indexOf(category)}"]`);
@@ -367,26 +367,29 @@ function picturesOf(category) {
   return pictures.get(category);
 }
 
-function outlineOf(path) {
+function outlineOf(path, className) {
   const make = (tag, attributes) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     return node;
   };
-  const svg = make("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const svg = make("svg", {
+    class: className, viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true",
+  });
   svg.append(make("path", { d: path }), make("path", { d: path })); // dark below light: seen on any image
   return svg;
 }
 
-/** Image, heat map and outline, one upon the other. */
+/** Image, heat map and outlines, one upon the other. */
 function frameOf(item) {
-  const [image, heatMap, outline] = picturesOf(item.category)[item.id] ?? ["", "", ""];
+  const [image, heatMap, outline, marked] = picturesOf(item.category)[item.id] ?? ["", "", "", ""];
   const frame = element("span", { className: "frame" });
   frame.style.setProperty("--aspect", item.width / item.height || 1);
   if (!image && !heatMap) frame.append("No picture: the file was gone");
   if (image) frame.append(element("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }));
   if (heatMap) frame.append(element("img", { src: `data:image/png;base64,${heatMap}`, alt: "", className: "heat" }));
-  if (outline) frame.append(outlineOf(outline));
+  if (marked) frame.append(outlineOf(marked, "marked"));
+  if (outline) frame.append(outlineOf(outline, "outline"));
   return frame;
 }
 
@@ -484,20 +487,22 @@ function chooseCategory(category) {
   chooseCases({ category });
 }
 
-/** Opacity and outline: one setting for gallery and dialog. */
+/** Opacity and outlines: one setting for gallery and dialog. */
 function setUpControls() {
   const ranges = document.querySelectorAll("[data-heat]");
-  const boxes = document.querySelectorAll("[data-outline]");
   const setHeat = (value) => {
     document.documentElement.style.setProperty("--heat", value);
     for (const range of ranges) range.value = value;
   };
   for (const range of ranges) range.addEventListener("input", () => setHeat(range.value));
-  for (const box of boxes) {
-    box.addEventListener("change", () => {
-      document.documentElement.classList.toggle("no-outline", !box.checked);
-      for (const other of boxes) other.checked = box.checked;
-    });
+  for (const name of ["outline", "marked"]) {
+    const boxes = document.querySelectorAll(`[data-${name}]`);
+    for (const box of boxes) {
+      box.addEventListener("change", () => {
+        document.documentElement.classList.toggle(`no-${name}`, !box.checked);
+        for (const other of boxes) other.checked = box.checked;
+      });
+    }
   }
   setHeat(0.7);
 }

@@ -12,17 +12,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from src.files import SPARE, replacing
-from src.metric_names import METRIC_NAMES, RESULT_KEYS, SINGLE_NAMES
+from src.metric_names import DECISION_NAMES, METRIC_NAMES, RESULT_KEYS, SINGLE_NAMES
 
 if TYPE_CHECKING:
-    from src.report.description import Card, Description
+    from src.report.description import Card, Description, Pictures
     from src.run.results import Metrics
 
 _FOLDER = Path(__file__).parent
 _DASH = "\N{EN DASH}"
-_KINDS = {"train": "Training and test", "eval": "Evaluation", "predict": "Prediction"}
+_KINDS = {"train": "Training and test", "eval": "Evaluation", "predict": "Prediction", "calibrate": "Calibration"}
 _KEY_FIGURES = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO")  # those that papers compare
-_PERCENT = (*METRIC_NAMES, *(name for name in SINGLE_NAMES if not name.endswith("_threshold")))
+_HIGHER_IS_BETTER = (*METRIC_NAMES, *(name for name in SINGLE_NAMES if not name.endswith("_threshold")))
+_PERCENT = (*_HIGHER_IS_BETTER, *DECISION_NAMES)
 
 
 class Cell(NamedTuple):
@@ -115,7 +116,7 @@ def table_of(metrics: Metrics, cards: dict[str, Card]) -> Table:
                 cells.append(Cell(_DASH, None, _why_absent(name, cards.get(category))))
                 continue
             # Whether a user's own metric is better when it is high, nobody has said.
-            tint = (value - low) / (high - low) if name in _PERCENT and high > low else None
+            tint = (value - low) / (high - low) if name in _HIGHER_IS_BETTER and high > low else None
             cells.append(Cell(_text(name, value), value, _exact(name, value, categories[category]), tint))
     means = [
         Cell(_text(name, mean[name]), mean[name], _exact(name, mean[name], {}))
@@ -141,6 +142,9 @@ def _exact(name: str, value: float, metrics: Mapping[str, float]) -> str:
 
 
 def _why_absent(name: str, card: Card | None) -> str:
+    if name in DECISION_NAMES and card is not None:
+        counted = "anomalous" if name == "escapes" else "normal"
+        return f"absent: it is a share of the {counted} images, and this category has none"
     if name in _PERCENT and card is not None:
         if name.startswith("pixel_") and card["vanished_masks"] is None and card["anomalous"]:
             return "absent: this category has no masks"
@@ -171,6 +175,8 @@ def _heading(name: str) -> tuple[str, str]:
         >>> _heading("pixel_F1Max"), _heading("my_recall")
         (('pixel', 'F1-max'), ('', 'my_recall'))
     """
+    if name in DECISION_NAMES:
+        return "threshold", name.replace("_", " ")
     if name not in _PERCENT:
         return "", name
     level, short = name.split("_", 1)
@@ -187,9 +193,9 @@ def _share(value: float) -> str:
     return f"{float(f'{100 * value:.2g}'):g}%"
 
 
-def _picture_json(pictures: tuple[bytes, bytes, str]) -> list[str]:
-    image, heat_map, outline = pictures
-    return [b64encode(image or b"").decode(), b64encode(heat_map or b"").decode(), outline]
+def _picture_json(pictures: Pictures) -> list[str]:
+    image, heat_map, *outlines = pictures
+    return [b64encode(image or b"").decode(), b64encode(heat_map or b"").decode(), *outlines]
 
 
 def _asset(name: str) -> Markup:

@@ -20,8 +20,12 @@ UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.floating]
 
 MAP_SIZE = 256  # px, of maps that are kept for overlays; they are smooth, and no network gives finer ones
+TILED_MAP_SIZE = 2048  # px, of maps that were blended from tiles, which are finer
 HEAT_MAP_SIZE = 96  # px, of heat maps on a page, which the browser enlarges smoothly
 
+
+OUTLINE_COLOUR = (0, 229, 255)
+"""RGB of the borders of what a threshold marks: a colour that heat maps do not have. page.css has it, too."""
 
 # Yellow, orange, red, dark red: brightness falls as the value rises, so it reads the same without colour vision.
 _ANCHORS = ((255, 240, 60), (255, 200, 0), (255, 130, 0), (235, 20, 10), (125, 0, 50))
@@ -82,8 +86,8 @@ def denormalised(image: FloatArray, mean: Sequence[float], std: Sequence[float])
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def pack_map(anomaly_map: FloatArray) -> tuple[float, float, bytes]:
-    """Encode a map (H, W) in 8 bits between its lowest and highest value, both sides at most `MAP_SIZE` pixels.
+def pack_map(anomaly_map: FloatArray, size: int = MAP_SIZE) -> tuple[float, float, bytes]:
+    """Encode a map (H, W) in 8 bits between its lowest and highest value, both sides at most `size` pixels.
 
     Returns:
         The lowest value, the highest, and a greyscale PNG. A value is off by at most half a 255th of the range.
@@ -97,7 +101,7 @@ def pack_map(anomaly_map: FloatArray) -> tuple[float, float, bytes]:
     return (
         low,
         high,
-        _encoded(".png", _levels(_shares(_shrunk(anomaly_map, MAP_SIZE), low, high)), cv2.IMWRITE_PNG_COMPRESSION, 1),
+        _encoded(".png", _levels(_shares(_shrunk(anomaly_map, size), low, high)), cv2.IMWRITE_PNG_COMPRESSION, 1),
     )
 
 
@@ -174,6 +178,49 @@ def outline(mask: UInt8Array) -> str:
         corners = np.clip(np.floor(contour[:, 0] / 2 - 1 + 0.5), 0, (width, height)) * scale
         points = [f"{x:.0f} {y:.0f}" for x, y in corners]
         paths.append(f"M{'L'.join(dict.fromkeys(points))}Z")
+    return "".join(paths)
+
+
+def outlined(image: UInt8Array, polygons: Sequence[Sequence[tuple[int, int]]]) -> UInt8Array:
+    """Draw polygons on a copy of an image (H, W, 3): a bright line, dark on its outer side, wider in a larger image.
+
+    Args:
+        image: RGB.
+        polygons: corners (x, y) along the edges of pixels, see `src.regions`.
+
+    Example:
+        >>> drawn = outlined(np.full((9, 9, 3), 100, np.uint8), [[(3, 3), (3, 6), (6, 6), (6, 3)]])
+        >>> drawn[4, 3].tolist(), drawn[4, 2].tolist(), drawn[4, 4].tolist()
+        ([0, 229, 255], [0, 0, 0], [100, 100, 100])
+    """
+    height, width = image.shape[:2]
+    line = max(round(max(height, width) / 400), 1)
+    # A line along the right or the lower edge of the image would lie outside.
+    lines = [np.clip(np.array(polygon, np.int32), 0, (width - 1, height - 1)).astype(np.int32) for polygon in polygons]
+    drawn: UInt8Array = image.copy()
+    if lines:
+        cv2.polylines(drawn, lines, isClosed=True, color=(0, 0, 0), thickness=3 * line)
+        inside = cv2.fillPoly(np.zeros((height, width), np.uint8), lines, 1).astype(bool)
+        drawn[inside] = image[inside]  # of a small region nothing would be left to see
+        cv2.polylines(drawn, lines, isClosed=True, color=OUTLINE_COLOUR, thickness=line)
+    return drawn
+
+
+def svg_path(polygons: Sequence[Sequence[tuple[int, int]]], width: int, height: int) -> str:
+    """Polygons in pixels of an image as an SVG path in a square of 1000 x 1000, see `outline`.
+
+    The border is off by at most three thousandths of a side, so that steps of pixels become lines; no polygon vanishes.
+
+    Example:
+        >>> svg_path([[(0, 0), (0, 2), (4, 2), (4, 0)]], width=4, height=4)
+        'M0 0L0 500L1000 500L1000 0Z'
+    """
+    paths = []
+    for polygon in polygons:
+        corners = np.array(polygon, np.float32) * (1000 / width, 1000 / height)
+        simple = cv2.approxPolyDP(corners.astype(np.float32)[:, None], 3.0, closed=True)[:, 0]
+        points = [f"{round(x, 1):g} {round(y, 1):g}" for x, y in (simple if len(simple) > 2 else corners).tolist()]
+        paths.append(f"M{'L'.join(points)}Z")
     return "".join(paths)
 
 

@@ -7,11 +7,12 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from src.metric_names import METRIC_NAMES
+from src.metric_names import DECISION_NAMES, METRIC_NAMES
 from src.metrics import BenchmarkResult
 from src.metrics.pixel_metrics import PIXEL_ERRORS
 
 MEAN = "mean"
+_IN_PERCENT = (*METRIC_NAMES, *DECISION_NAMES)
 
 
 def print_table(result: BenchmarkResult, title: str) -> None:
@@ -35,7 +36,7 @@ def print_table(result: BenchmarkResult, title: str) -> None:
     table = Table()
     table.add_column(str(first), no_wrap=True)
     for name in names:
-        title_of_column = str(name).replace("_", "\n", 1) if name in METRIC_NAMES else str(name)
+        title_of_column = str(name).replace("_", "\n", 1) if name in _IN_PERCENT else str(name)
         table.add_column(title_of_column, justify="right", no_wrap=True)
     for category, *values in rows:
         if category == MEAN:
@@ -57,7 +58,7 @@ def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
         >>> rows_of({"mean": cup, "categories": {"cup": cup}})
         [['category', 'image_AUROC', 'pixel_AP'], ['cup', 0.9, 0.5], ['mean', 0.9, 0.5]]
     """
-    shown = [name for name in METRIC_NAMES if name in result["mean"]] + _own_names(result)
+    shown = [name for name in _IN_PERCENT if name in result["mean"]] + _own_names(result)
     rows: list[list[str | float | None]] = [["category", *shown]]
     for category, metrics in [*result["categories"].items(), (MEAN, result["mean"])]:
         rows.append([category, *(metrics.get(name) for name in shown)])
@@ -67,11 +68,11 @@ def rows_of(result: BenchmarkResult) -> list[list[str | float | None]]:
 def _cell(name: str, value: str | float | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * float(value):.1f}" if name in METRIC_NAMES else f"{float(value):.4g}"
+    return f"{100 * float(value):.1f}" if name in _IN_PERCENT else f"{float(value):.4g}"
 
 
 def _own_names(result: BenchmarkResult) -> list[str]:
-    return [name for name in result["mean"] if name not in METRIC_NAMES]
+    return [name for name in result["mean"] if name not in _IN_PERCENT]
 
 
 def notes_of(result: BenchmarkResult) -> list[str]:
@@ -84,6 +85,8 @@ def notes_of(result: BenchmarkResult) -> list[str]:
     notes = []
     if own := _own_names(result):
         notes.append(f"{', '.join(own)} as computed")
+    if not set(DECISION_NAMES).isdisjoint(result["mean"]):
+        notes.append("escapes and false alarms are those at the given threshold")
     vanished, empty = (
         sum(int(metrics.get(key, 0)) for metrics in result["categories"].values())
         for key in ("vanished_masks", "empty_masks")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule, ClassSet
+from src.arrays import checksum
+from src.calibration import Decisions, as_number, check_number
 from src.clip.backbone import Backbone, BackboneSource, describe_text_tower
 from src.clip.backbone import find_backbone as look_up
 from src.clip.sentence_cache import SentenceCache
@@ -35,6 +39,8 @@ from src.run.results import WeightsRecord
 from src.run.trackers import identity
 from src.run.trained_weights import Origin, load_trained_weights, read_trained_weights
 from src.run.trainer import build_trainer as build_trainer
+from src.run.trainer import effective_precision
+from src.targets import walk
 
 
 def open_folder(config: DictConfig) -> RunFolder:
@@ -86,9 +92,15 @@ def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[
         ...     print(len(data.records), data.image_size)
         1 224
     """
+    data = make_data(node, clip, val_categories)
+    data.setup("fit")
+    return data
+
+
+def make_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
+    """The same, but its folders are not read yet."""
     images = {"image_size": clip.architecture.image_size, "mean": clip.weights.mean, "std": clip.weights.std}
     data: AnomalyDataModule = instantiate(node, **images, val_categories=list(val_categories))
-    data.setup("fit")
     return data
 
 
@@ -171,6 +183,8 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
         model=plain(config)["model"],
         prompts=plain(config)["prompts"],
         backbone=_describe_backbone(clip),
+        clip={key: config.backbone[key] for key in ("name", "pretrained", "config")},
+        image_size=clip.architecture.image_size,
         trained_on=describe_use(train_data),
         cut_short_by=training_shortcuts(config.trainer),
     )
@@ -194,6 +208,91 @@ def load_weights(config: DictConfig, method: Method, clip: BackboneSource) -> Or
     load_trained_weights(method, weights, path)
     _warn_of_other_settings(weights.origin, config, clip)
     return weights.origin
+
+
+def check_calibration(config: DictConfig, images: AnomalyDataModule) -> None:
+    """Refuse a calibration that too few images are there for, before anything is computed.
+
+    Raises:
+        UserError: a category has too few.
+    """
+    if images.shard is not None:
+        raise UserError("test_data.shard: a calibration takes all images; leave it out")
+    for category, count in Counter(record.category for record in images.records).items():
+        check_number(category, count, config.max_false_alarms)
+    files = [record.image_path for record in images.records if record.image_path.is_file()]
+    copies = len(files) - len(set(map(sha256_of, files)))
+    if copies:
+        rank_zero_warn(
+            f"{copies} of {len(files)} images are copies of others: the promise holds for different images, so remove "
+            "them"
+        )
+
+
+def calibrated_for(config: DictConfig, method: Method, clip: BackboneSource, data: AnomalyDataModule) -> dict[str, Any]:
+    """What decides the scores of images, beside the images: a calibration belongs to it.
+
+    Raises:
+        UserError: the backbone's weights are random, so they are others in each run.
+    """
+    if clip.weights.sha256 is None:
+        raise UserError("a calibration takes a backbone with weights: random ones are others in each run")
+    own = plain(config)
+    tile = getattr(data, "tile", None)
+    named = {key for keys, _ in walk(own["model"]) for key in keys}
+    trained = [checksum(name, value.detach()) for name, value in sorted(method.trainable_parameters().items())]
+    return {
+        "model": {key: value for key, value in own["model"].items() if key != "fusion"},  # which only a benchmark has
+        "prompts": own["prompts"],
+        # A name that no setting of the method mentions makes no difference.
+        "prompt_set": data.prompt_set if data.prompt_set in named else None,
+        "backbone": {
+            "name": clip.architecture.name,
+            "sha256": clip.weights.sha256,
+            "quick_gelu": clip.weights.quick_gelu,
+            "config": hashlib.sha256(json.dumps(clip.config, sort_keys=True).encode()).hexdigest(),
+        },
+        "trained": hashlib.sha256("".join(trained).encode()).hexdigest() if trained else None,
+        "references": None,
+        "image_size": data.image_size,
+        "tile": tile,
+        "overlap": data.overlap if tile else None,  # type: ignore[attr-defined]
+        "bits": data.bits,
+        "precision": effective_precision(config.trainer),
+        "frozen_dtype": str(config.feature_cache.dtype),
+    }
+
+
+def read_decisions(
+    config: DictConfig, method: Method, clip: BackboneSource, data: AnomalyDataModule
+) -> Decisions | None:
+    """The thresholds of the run; None if it has none.
+
+    Raises:
+        UserError: the calibration is damaged, or belongs to something else.
+    """
+    if config.threshold is None:
+        return None
+    number = as_number(config.threshold)
+    if number is not None:
+        return Decisions(number)
+    return Decisions.read(config.threshold, calibrated_for(config, method, clip, data), data.category_names)
+
+
+def describe_decisions(decisions: Decisions | None, data: AnomalyDataModule) -> dict[str, Any]:
+    """The thresholds of a run, for provenance.json."""
+    if decisions is None:
+        return {}
+    return {
+        "decisions": {
+            name: {
+                "score_threshold": decisions.score_threshold(name),
+                "map_threshold": decisions.map_threshold(name),
+                "max_false_alarms": decisions.calibration[name].alpha if decisions.calibration else None,
+            }
+            for name in data.category_names
+        }
+    }
 
 
 def build_protocol(
@@ -238,12 +337,14 @@ def build_module(
     origin: Origin,
     test_data: AnomalyDataModule,
     train_data: AnomalyDataModule | None = None,
+    decisions: Decisions | None = None,
 ) -> AnomalyModule:
     """The LightningModule: the method with its metrics and, where it trains, its optimizer."""
+    names = test_data.category_names
     return AnomalyModule(
         method,
         protocol.line,
-        test_classes=ClassSet(test_data.category_names, test_data.name),
+        test_classes=ClassSet(names, test_data.prompt_set),
         num_test_images=Counter(record.category for record in test_data.tested_records),
         is_part=test_data.shard is not None,
         train_classes=ClassSet(train_data.category_names, train_data.name) if train_data else None,
@@ -252,6 +353,7 @@ def build_module(
         origin=origin,
         metrics_memory_gb=config.metrics_memory_gb,
         own_metrics=_own_metrics(config),
+        thresholds={name: decisions.score_threshold(name) for name in names} if decisions else None,
         frozen_dtype=getattr(torch, config.feature_cache.dtype),
         run_id=folder.run_id,
     )

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from datamodules.errors import UserError
 from datamodules.options import parse_shard
-from src.callbacks.overlay_writer import OVERLAYS, write_overlays
+from src.callbacks.map_writer import OVERLAYS
+from src.callbacks.overlay_writer import write_overlays
 from src.callbacks.report import MOST_IMAGES, REPORT_FILE, write_report
 from src.callbacks.wandb_review import log_review
 from src.cli import exit_code_of
@@ -25,19 +26,23 @@ from src.environment import before_running
 from src.files import damaged, write_json
 from src.processes import warned
 from src.report.cases import Cases
+from src.report.description import size_of
 from src.report.table import print_table
 from src.run.lock import locked
 from src.run.metric_state import merge_states, read_header
 from src.run.predictions import Prediction, read_predictions, write_predictions
 from src.run.protocol import cut_by
 from src.run.provenance import describe_command, now
+from src.run.region_files import read_outlines, regions_journal, write_coco
 from src.run.results import (
     CASES_FILE,
     CURVES_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
     PROVENANCE_FILE,
+    REGIONS_FILE,
     STATE_FILE,
+    WITHOUT_TEST,
     Provenance,
     check_written,
     hashes_of,
@@ -76,7 +81,7 @@ class Part(NamedTuple):
     @property
     def is_test(self) -> bool:
         """Whether it was tested; predictions have no metrics."""
-        return bool(self.provenance["kind"] != "predict")
+        return bool(self.provenance["kind"] not in WITHOUT_TEST)
 
 
 def read_part(folder: Path) -> Part:
@@ -190,13 +195,27 @@ def _show(parts: Sequence[Part], out: Path) -> None:
 
     if not any(CASES_FILE in part.provenance.get("files", ()) for part in parts):
         return
+    if any(REGIONS_FILE in part.provenance.get("files", ()) for part in parts):
+        with warned(REGIONS_FILE), cases() as read:
+            _join_regions(parts, out, read)
     if report:
         with warned(REPORT_FILE), cases() as read:
             write_report(out, read, report.get("max_images", MOST_IMAGES))
     if config.get("save_overlays"):
         with warned(OVERLAYS), cases() as read:
-            write_overlays(out, read)
+            write_overlays(out, read, read_outlines(out))
     _review(config, out, cases)
+
+
+def _join_regions(parts: Sequence[Part], out: Path, cases: Cases) -> None:
+    """Write the regions of all parts as those of one prediction."""
+    of_parts = [regions_journal(check_written(part.folder, part.provenance, REGIONS_FILE).parent) for part in parts]
+    regions_journal(out).finish(row for one in of_parts for row in one.rows())
+    images = []
+    for number, (category, image_path) in enumerate(cases.names()):
+        width, height = size_of(cases.image_file(number), cases.is_upright(number))
+        images.append((image_path, category, width, height))
+    write_coco(out, images)
 
 
 def _review(config: Mapping[str, Any], out: Path, cases: Callable[[], Cases]) -> None:

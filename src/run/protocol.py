@@ -29,7 +29,9 @@ def describe_use(data: AnomalyDataModule) -> DataUse:
     held_out, used = list(data.val_categories), data.category_names
     published = set(data.published)
     is_published = not published.isdisjoint(used)
+    # Of photos, whose names are the user's own words, the line says all.
     is_everything = published.issubset(used) if is_published else used == data.available_categories
+    is_everything &= not data.skips_unreadable
     return DataUse(
         name=data.name,
         title=data.title,
@@ -114,9 +116,13 @@ class Protocol:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
         if not self.tests:
             return f"{self._training} -> no test{cut_by(self.shortcuts)}"
+        return f"{self._training} -> test {self.tested}{cut_by(self.shortcuts)}"
+
+    @property
+    def tested(self) -> str:
+        """Such as `VisA (2162 images)`."""
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
-        tested = f"{self.tested_on['title']} ({split}{_extent(self.tested_on)})"
-        return f"{self._training} -> test {tested}{cut_by(self.shortcuts)}"
+        return f"{self.tested_on['title']} ({split}{_extent(self.tested_on)})"
 
     @property
     def leaked(self) -> list[str]:

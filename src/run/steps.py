@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from lightning import Trainer
 from omegaconf import DictConfig
 
 from datamodules.base import AnomalyDataModule
+from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule
+from src.calibration import Calibration
+from src.callbacks.prediction_writer import PredictionWriter
 from src.clip.backbone import BackboneSource
 from src.features.cache import off
 from src.features.setup import open_feature_cache
 from src.processes import is_first, say
 from src.run.checkpoints import selected_checkpoint
 from src.run.folder import RunFolder
+from src.run.predictions import iterate_predictions
+from src.run.results import CALIBRATION_FILE, PREDICTIONS_FILE
 from src.run.trained_weights import load_trained_weights, read_trained_weights, write_trained_weights
 
 
@@ -32,6 +40,8 @@ def serve_features(
     cache = open_feature_cache(config, clip, module.method, trainer, trains=train_data is not None)
     if cache is None:
         return
+    if test_data.skips_unreadable:
+        cache = "photos are read once"
     if isinstance(cache, str):
         folder.write(feature_cache=off(cache))
         return
@@ -70,3 +80,48 @@ def load_selected_epoch(
         held_out = ", ".join(config.val_categories)
         say(f"{config.select} of epoch {epochs} on held-out {held_out}: {100 * score:.1f}")
     return score
+
+
+def note_unreadable(folder: RunFolder, trainer: Trainer) -> list[str]:
+    """Record which images of a prediction can't be read, and return why."""
+    reasons = [
+        reason
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, PredictionWriter)
+        for _, _, reason in callback.unreadable
+    ]
+    if reasons:
+        folder.write(unreadable=reasons)
+    return reasons
+
+
+def tell_unreadable(reasons: Sequence[str]) -> None:
+    """End a prediction that has left out images.
+
+    Raises:
+        UserError: it has.
+    """
+    if reasons:
+        raise UserError(
+            f"{len(reasons)} images can't be read and have no scores, such as: {reasons[0]}; provenance.json has all"
+        )
+
+
+def write_calibration(config: DictConfig, folder: RunFolder, belongs_to: dict[str, Any]) -> None:
+    """Write the thresholds that the scores and maps of a prediction's images give.
+
+    Raises:
+        UserError: too few images could be read.
+    """
+    if not is_first():
+        return
+    scores: dict[str, list[float]] = {}
+    maxima: dict[str, list[float]] = {}
+    for row in iterate_predictions(folder.path / PREDICTIONS_FILE):
+        scores.setdefault(row.category, []).append(row.single_score)
+        maxima.setdefault(row.category, []).append(float((row.extras or {})["map_highest"]))
+    values = {category: (scores[category], maxima[category]) for category in scores}
+    calibration = Calibration.of(values, config.max_false_alarms, belongs_to)
+    calibration.write(folder.path / CALIBRATION_FILE)
+    for category, one in calibration.categories.items():
+        say(f"{category}: anomalous above {one.score_threshold:.4g}, a pixel above {one.map_threshold:.4g}")

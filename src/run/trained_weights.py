@@ -28,13 +28,16 @@ _FLOATING = [str(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float
 class Origin(TypedDict, total=False):
     """What trained parameters say about themselves; a file of the reference says nothing.
 
-    `model`, `prompts` and `backbone` are the settings they were trained with, `trained_on` the data, `cut_short_by` the
+    `model`, `prompts`, `backbone` and `image_size` are what they were trained with, `clip` says how the backbone was
+    found (`backbone.name`, `pretrained` and `config`), `trained_on` the data, `cut_short_by` the
     settings under which less was done than the data hold, `epochs` how many were done.
     """
 
     model: dict[str, Any]
     prompts: dict[str, Any]
     backbone: WeightsRecord
+    clip: dict[str, str | None]
+    image_size: int
     trained_on: DataUse
     cut_short_by: list[str]
     epochs: int

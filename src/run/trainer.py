@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 
 from datamodules.errors import UserError
 from src.anomaly_module import AnomalyModule
-from src.callbacks.case_recorder import CaseRecorder
+from src.calibration import Decisions
+from src.callbacks.case_recorder import CaseRecorder, Leftovers
 from src.callbacks.prediction_writer import PredictionWriter
+from src.callbacks.region_writer import RegionWriter
 from src.callbacks.results_writer import ResultsWriter
 from src.run.checkpoints import CheckpointFiles, checkpoint_callbacks
 from src.run.folder import RunFolder
@@ -43,8 +45,21 @@ class Ending(Callback):
         processes.clear()  # Lightning watches this list, and kills the first process too when another one has failed
 
 
-def build_trainer(config: DictConfig, folder: RunFolder, module: AnomalyModule) -> Trainer:
+def build_trainer(
+    config: DictConfig,
+    folder: RunFolder,
+    module: AnomalyModule,
+    decisions: Decisions | None = None,
+    measures_maps: bool = False,
+) -> Trainer:
     """Build the trainer with the configured loggers and callbacks, and those that write what every run leaves.
+
+    Args:
+        config: a validated configuration.
+        folder: of the run.
+        module: is trained, tested or predicts.
+        decisions: the thresholds of the run, if it has some.
+        measures_maps: whether predictions.csv has the highest value of each map.
 
     Raises:
         UserError: processes that would not work on one run; a setting that can't be.
@@ -53,9 +68,25 @@ def build_trainer(config: DictConfig, folder: RunFolder, module: AnomalyModule) 
     callbacks: list[Callback] = [Ending(), *(checkpoint_callbacks(config, folder.path) if trains else [])]
     callbacks += [instantiate(node) for node in (config.callbacks or {}).values() if node is not None]
     reads_cases = any(getattr(callback, "reads_cases", False) for callback in callbacks)
-    callbacks += [PredictionWriter(folder.path, module.method.terms, module.fusion_rule)]
+    # Of an image, its row in predictions.csv is written last: an image that has one is done.
+    recorder = [CaseRecorder(folder.path, module.is_part)] if reads_cases else []
+    callbacks += recorder
+    if decisions is not None and decisions.calibration:  # a plain number does not tell of maps
+        callbacks += [RegionWriter(folder.path, decisions, folder.is_resumed)]
+    callbacks += [
+        PredictionWriter(
+            folder.path,
+            module.method.terms,
+            module.fusion_rule,
+            is_resumed=folder.is_resumed,
+            decisions=decisions,
+            saves_overlays=config.save_overlays,
+            saves_maps=config.save_maps,
+            measures_maps=measures_maps,
+        )
+    ]
     callbacks += [ResultsWriter(folder.path, folder.write)]
-    callbacks += [CaseRecorder(folder.path, module.is_part)] if reads_cases else []
+    callbacks += [Leftovers(recorder[0])] if recorder else []
     trainer: Trainer = instantiate(
         config.trainer,
         logger=build_loggers(config, folder, module),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from src.callbacks.prediction_writer import PredictionWriter
 from src.models.method import Scores
 from src.run.predictions import Prediction, read_predictions, write_predictions
-from tests.callbacks.helpers import Stage, batch_of, end, give, scores_of
+from tests.callbacks.helpers import Stage, batch_of, end, give, lonely, scores_of
 
 TERMS = ["cls_score", "map_max"]
 COLUMNS = ["image_path", "category", "label", *TERMS, "image_score", "single_score"]
@@ -32,9 +33,9 @@ def read(folder: Path) -> list[dict[str, str]]:
 def write(
     folder: Path, scores: Scores, stage: Stage = "test", paths: list[str] = PATHS, rule: str | None = "min_max_sum"
 ) -> list[dict[str, str]]:
-    writer = PredictionWriter(folder, TERMS, rule)
-    give(writer, stage, scores, batch_of("bottle", paths))
-    end(writer, stage)
+    writer, trainer = PredictionWriter(folder, TERMS, rule), lonely([("bottle", path) for path in paths])
+    give(writer, stage, scores, batch_of("bottle", paths), trainer)
+    end(writer, stage, trainer)
     return read(folder)
 
 
@@ -131,7 +132,7 @@ def test_terms_are_in_the_order_of_the_method(tmp_path: Path) -> None:
 
 
 def test_a_term_with_the_name_of_another_column_is_refused(tmp_path: Path) -> None:
-    for terms in (["label"], ["image_score"], ["a", "a"]):
+    for terms in (["label"], ["image_score"], ["is_anomalous"], ["a", "a"]):
         with pytest.raises(ValueError, match="`terms` to make each column once"):
             PredictionWriter(tmp_path, terms, None)
 
@@ -172,6 +173,32 @@ def test_a_second_test_starts_an_empty_table(tmp_path: Path) -> None:
     assert [row["image_path"] for row in read(tmp_path)] == PATHS[:2]
 
 
+def test_a_prediction_grows_and_ends_in_file_order(tmp_path: Path) -> None:
+    writer, trainer = PredictionWriter(tmp_path, TERMS, "min_max_sum"), lonely([("x", "a"), ("x", "b"), ("x", "c")])
+    give(writer, "predict", scores_of([0.3], [3]), batch_of("x", ["c"]), trainer)
+    assert [row["image_path"] for row in read(tmp_path)] == ["c"]
+    give(writer, "predict", scores_of([0.1, 0.2], [1, 2]), batch_of("x", ["a", "b"]), trainer)
+    end(writer, "predict", trainer)
+    assert [(row["image_path"], float(row["map_max"])) for row in read(tmp_path)] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+class Images(LightningDataModule):
+    """Batches, and the names of their images."""
+
+    def __init__(self, batches: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.batches = batches
+        self.image_names = [("bottle", path) for batch in batches for path in batch["image_path"]]
+
+    def leave_out(self, names: set[tuple[str, str]]) -> None:
+        assert not names
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+    predict_dataloader = test_dataloader
+
+
 class Scorer(LightningModule):
     """Scores that tell one image from the other."""
 
@@ -187,7 +214,6 @@ class Scorer(LightningModule):
 )
 def test_lightning_calls_the_writer(stage: Stage, rule: str, fused: list[float], tmp_path: Path) -> None:
     batches = [batch_of("bottle", ["1", "2"], [0, 1]), batch_of("bottle", ["3"], [1])]
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -196,7 +222,7 @@ def test_lightning_calls_the_writer(stage: Stage, rule: str, fused: list[float],
         enable_model_summary=False,
         callbacks=[PredictionWriter(tmp_path, TERMS, rule)],
     )
-    getattr(trainer, stage)(Scorer(), loader)
+    getattr(trainer, stage)(Scorer(), datamodule=Images(batches))
     rows = read(tmp_path)
     assert [row["image_path"] for row in rows] == ["1", "2", "3"]
     assert [float(row["image_score"]) for row in rows] == fused

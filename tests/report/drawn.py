@@ -33,6 +33,7 @@ def drawn_run(
     *,
     labels: bool = True,
     masks: bool = True,
+    marks: bool = False,
     size: int = 32,
     **changes: Any,
 ) -> Drawn:
@@ -42,6 +43,7 @@ def drawn_run(
         sizes: category -> its normal images, its anomalous images.
         labels: whether it is known which are anomalous; without there are neither curves nor thresholds.
         masks: whether there are masks.
+        marks: whether a threshold of the maps marks something.
         size: of the pictures, in pixels.
         changes: other values of the description.
     """
@@ -84,6 +86,11 @@ def drawn_run(
             category: [(i, pictures._replace(outline="")) for i, pictures in drawn]
             for category, drawn in run["drawn"].items()
         }
+    if marks:  # the lower right part of each, whatever the truth
+        run["drawn"] = {
+            category: [(i, pictures._replace(marked="M500 500L500 900L900 900L900 500Z")) for i, pictures in drawn]
+            for category, drawn in run["drawn"].items()
+        }
     if not labels:
         for case in cases:
             case["label"], case["image_score"], case["ranks"] = None, None, {}
@@ -99,6 +106,8 @@ def drawn_run(
         "cases": cases,
         "hidden": 0,
         "palette": PALETTE,
+        "has_marks": marks,
+        "has_decisions": False,
     }
     sources = {field.name: None for field in fields(Description) if field.name.startswith("_")}
     return Drawn(**(run | sources | changes))

@@ -167,16 +167,26 @@ def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_pictures_come_through(tmp_path: Path) -> None:
-    run = drawn_run()
+@pytest.mark.parametrize("marks", [False, True])
+def test_pictures_come_through(marks: bool, tmp_path: Path) -> None:
+    run = drawn_run(marks=marks)
     blocks = [element for element in written(tmp_path, run).all("script") if "data-pictures" in element.attributes]
     for block, (category, drawn) in zip(blocks, run.drawn.items(), strict=True):
         assert list(run.cards)[int(block.attributes["data-pictures"])] == category
         found = {
-            int(number): Pictures(base64.b64decode(image), base64.b64decode(heat_map), outline)
-            for number, (image, heat_map, outline) in json.loads(block.text).items()
+            int(number): Pictures(base64.b64decode(image), base64.b64decode(heat_map), *outlines)
+            for number, (image, heat_map, *outlines) in json.loads(block.text).items()
         }
         assert found == dict(drawn)
+
+
+@pytest.mark.parametrize(("masks", "marks"), [(False, False), (True, False), (False, True), (True, True)])
+def test_outlines_can_be_switched_off_where_there_are_some(masks: bool, marks: bool, tmp_path: Path) -> None:
+    page = written(tmp_path, drawn_run(masks=masks, marks=marks))
+    boxes = [box.attributes for box in page.all("input") if box.attributes["type"] == "checkbox"]
+    # In the gallery and in the dialog.
+    assert sum("data-outline" in box for box in boxes) == 2 * masks
+    assert sum("data-marked" in box for box in boxes) == 2 * marks
 
 
 def test_it_says_how_many_images_are_not_shown(tmp_path: Path) -> None:

@@ -223,6 +223,25 @@ def test_opacity_and_outline_are_one_setting(opened: Opens) -> None:
     expect(page.locator("#cards svg").first).to_be_hidden()
 
 
+def test_the_outlines_of_truth_and_threshold_are_told_apart(opened: Opens) -> None:
+    page = opened(drawn_run({"nut": (0, 3)}, marks=True, **NO_CURVES))
+    frame = page.locator("#cards .frame").first
+    truth, marked = frame.locator("svg.outline"), frame.locator("svg.marked")
+    colours = [one.locator("path").last.evaluate("path => getComputedStyle(path).stroke") for one in (truth, marked)]
+    assert colours == ["rgb(255, 255, 255)", "rgb(0, 229, 255)"]
+    controls = page.locator("#gallery-controls")
+    controls.get_by_label("Marked by the threshold").uncheck()
+    expect(marked).to_be_hidden()
+    expect(truth).to_be_visible()
+    controls.get_by_label("Outline of the ground truth").uncheck()
+    expect(truth).to_be_hidden()
+    page.locator("#cards button").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Marked by the threshold").check()
+    expect(dialog.locator("svg.marked")).to_be_visible()
+    expect(dialog.locator("svg.outline")).to_be_hidden()
+
+
 def test_cards_are_made_as_they_are_asked_for(opened: Opens) -> None:
     page = opened(drawn_run({"nut": (70, 60)}, size=8, **NO_CURVES))
     cards = page.locator("#cards li")

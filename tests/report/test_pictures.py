@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.report.pictures import PALETTE, blended, denormalised, heat_map, jpeg, outline, pack_map, unpack_map
+from src.regions import regions_of
+from src.report.pictures import (
+    OUTLINE_COLOUR,
+    PALETTE,
+    blended,
+    denormalised,
+    heat_map,
+    jpeg,
+    outline,
+    outlined,
+    pack_map,
+    svg_path,
+    unpack_map,
+)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -92,6 +105,49 @@ def test_an_outline_shows_what_is_smaller_than_a_pixel_of_the_page() -> None:
     mask[512, 1024] = 1
     area = area_of(outline(mask))
     assert 0 < area <= (1000 / 256) ** 2 * 1.5
+
+
+def test_the_path_of_polygons_encloses_what_they_enclose() -> None:
+    mask = smooth(300, 400) > 0.02
+    polygons = [polygon for region in regions_of(mask.astype(float), 0.5) for polygon in region.outline]
+    path = svg_path(polygons, width=400, height=300)
+    assert area_of(path) == pytest.approx(1e6 * mask.mean(), rel=0.02)
+    assert len(path) < len(outline(mask.astype(np.uint8)))
+
+
+def test_the_path_of_a_pixel_of_a_large_image_is_there() -> None:
+    polygon = [(3000, 2000), (3000, 2001), (3001, 2001), (3001, 2000)]
+    assert 0 < area_of(svg_path([polygon], width=6000, height=4000)) <= 0.3 * 0.3
+    assert svg_path([], width=6000, height=4000) == ""
+
+
+@pytest.mark.parametrize(("height", "width", "thickness"), [(60, 90, 1), (900, 400, 2), (1000, 4000, 10)])
+def test_lines_have_the_borders_of_regions_and_are_wider_in_a_larger_image(
+    height: int, width: int, thickness: int
+) -> None:
+    anomaly_map = np.zeros((height, width))
+    top, left = height // 3, width // 3
+    anomaly_map[top : 2 * top, left : 2 * left] = 1
+    [region] = regions_of(anomaly_map, 0.5)
+    grey = np.full((height, width, 3), 128, np.uint8)
+    drawn = outlined(grey, region.outline)
+    assert (grey == 128).all()
+    row = drawn[height // 2]
+    bright = np.flatnonzero((row == OUTLINE_COLOUR).all(axis=1))
+    assert abs(len(bright) - 2 * thickness) <= 2
+    for edge, side in ((left, bright[: len(bright) // 2]), (2 * left, bright[len(bright) // 2 :])):
+        assert abs(side.mean() + 0.5 - edge) <= 1
+    dark = np.flatnonzero((row == 0).all(axis=1))
+    assert len(dark) >= 2  # at both sides, and outside
+    assert ((dark < left) | (dark >= 2 * left)).all()
+    assert (drawn[height // 2, width // 2] == 128).all()
+
+
+def test_a_region_of_the_whole_image_has_its_lines_inside() -> None:
+    [region] = regions_of(np.ones((20, 30)), 0.5)
+    drawn = outlined(np.zeros((20, 30, 3), np.uint8), region.outline)
+    for side in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
+        assert (side == OUTLINE_COLOUR).all()
 
 
 def test_grain_costs_quality_not_space() -> None:

@@ -1,0 +1,45 @@
+"""Find thresholds that keep a promise: `python -m src.calibrate source=good_photos category="metal nut"`."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from src.cli import run_command
+
+
+def calibrate(config: DictConfig) -> None:
+    """Score images without defects, and write the thresholds above which `max_false_alarms` of such images lie.
+
+    Args:
+        config: a validated configuration.
+    """
+    from src.run import build, steps  # torch and Lightning, for a configuration that is known to be right
+
+    folder = build.open_folder(config)
+    clip = build.find_backbone(config)
+    images = build.build_data(config.test_data, clip)
+    build.check_calibration(config, images)
+    clip = build.find_weights(config, clip)
+    method = build.build_method(config, clip)
+    origin = build.load_weights(config, method, clip)
+    belongs_to = build.calibrated_for(config, method, clip, images)
+    protocol = build.build_protocol(config, method, origin, images)
+    module = build.build_module(config, folder, protocol, method, origin, images)
+    trainer = build.build_trainer(config, folder, module, measures_maps=True)
+    folder.describe(**build.describe(config, clip, trainer, protocol, images))
+
+    with folder.recorded(f"calibrate on {protocol.tested}", trainer.loggers):
+        steps.serve_features(config, folder, trainer, module, clip, images)
+        trainer.predict(module, datamodule=images, return_predictions=False)
+        unreadable = steps.note_unreadable(folder, trainer)
+        steps.write_calibration(config, folder, belongs_to)
+    steps.tell_unreadable(unreadable)
+
+
+def main() -> None:
+    """Console script `clip-ad-calibrate`."""
+    run_command("calibrate", calibrate)
+
+
+if __name__ == "__main__":
+    main()
