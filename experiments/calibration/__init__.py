@@ -1,0 +1,1 @@
+"""Does a calibration keep its promise? See README.md."""
