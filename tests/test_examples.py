@@ -24,11 +24,13 @@ WITHOUT = {
         src.train: train main
         src.eval: evaluate main
         src.predict: predict main
+        src.calibrate: calibrate main
         src.reproduce: reproduce read_record main
         src.cli: run_command
         src.run.build: open_folder find_weights build_train_data build_method origin_of load_weights
-        src.run.build: build_protocol check_test build_module describe
-        src.run.steps: serve_features load_selected_epoch
+        src.run.build: build_protocol check_test build_module describe check_calibration calibrated_for read_decisions
+        src.run.build: describe_decisions make_data
+        src.run.steps: serve_features load_selected_epoch note_unreadable tell_unreadable write_calibration
         src.run.trainer: build_trainer
         src.run.merge: read_part merge main
         src.run.provenance: describe_command
@@ -71,13 +73,16 @@ WITHOUT = {
         src.run.metric_state: read_header
         src.run.trained_weights: TrainedWeights load_trained_weights
         src.reproduce: Recorded
-        src.report.cases: Case Cases Picture Table
+        src.report.cases: Case Cases Picture Table recover write_ordered
         src.report.description: Description Pictures
         src.report.page: Cell Table
         src.report.media: CasePicture charts ranked_cases case_pictures
         src.metrics.functional.components: ComponentAreas
         src.metrics.functional.curve: Curve AnomalousSide
         src.metrics.functional.f1_max: BestF1
+        src.scoring: Scorer
+        src.detector: Prediction
+        datamodules.photos: PhotoDataset
         datamodules.visa: Row
     """,
     "a part of the metrics, not of their package's names": """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from src.clip.backbone import Backbone, find_backbone
 from tests.golden_reference import ROOT
 
-SCRIPTS = ("train", "eval", "predict", "reproduce", "collect", "merge", "demo")
+SCRIPTS = ("train", "eval", "predict", "calibrate", "reproduce", "collect", "merge", "demo")
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -85,6 +86,35 @@ def test_the_demo_runs_in_a_new_environment_from_an_empty_folder(bin_folder: Pat
     assert out.startswith("no training (frozen CLIP) -> test demo data")
     metrics = json.loads((empty / "run" / "metrics.json").read_text())
     assert metrics["categories"]["nut"]["image_AUROC"] > 0.5  # the CLIP that was trained for it, not a random one
+
+
+@pytest.mark.slow
+def test_own_images_in_a_new_environment_from_an_empty_folder(bin_folder: Path, empty: Path) -> None:
+    """The way of a new user: photos, a calibration, decisions, three lines of Python."""
+    drawn = "from datamodules.demo.generate import demo_data; demo_data('drawn')"
+    run(bin_folder / "python", "-c", drawn, folder=empty)
+    (root,) = (empty / "drawn").iterdir()
+    common = ("+exp=sdp_demo", "category=metal nut", "trainer=cpu")
+    good = f"source={root / 'nut' / 'test' / 'good'}"
+    run(bin_folder / "clip-ad-predict", *common, good, "paths.output_dir=first", folder=empty)
+    out = run(
+        bin_folder / "clip-ad-calibrate", *common, good, "max_false_alarms=0.1", "paths.output_dir=c", folder=empty
+    )
+    assert "metal nut: anomalous above" in out
+    photos = (f"source={root / 'nut' / 'test'}", "threshold=c/calibration.json", "save_overlays=true")
+    run(bin_folder / "clip-ad-predict", *common, *photos, "paths.output_dir=second", folder=empty)
+    with (empty / "second" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > sum(int(row["is_anomalous"]) for row in rows) > 0
+    assert all((empty / "second" / row["overlay"]).is_file() for row in rows)
+    python = (
+        "from src import AnomalyDetector\n"
+        "detector = AnomalyDetector.from_experiment('sdp_demo')\n"
+        f"photo = {str(root / 'nut/test' / rows[0]['image_path'])!r}\n"
+        "print(detector.predict(photo, category='metal nut')[0].single_score)"
+    )
+    score = float(run(bin_folder / "python", "-c", python, folder=empty))
+    assert score == pytest.approx(float(rows[0]["single_score"]), abs=1e-6)
 
 
 @pytest.mark.slow
