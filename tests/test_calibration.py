@@ -51,7 +51,7 @@ def test_threshold_and_p_value_agree_with_counting(scores: list[float], alpha: f
     p_value = (1 + sum(score >= new for score in scores)) / (len(scores) + 1)
     assert calibration.p_value(new) == p_value
     for one in (new, expected, *scores):
-        assert (calibration.p_value(one) <= alpha + 1e-12) == (one > calibration.score_threshold)
+        assert (calibration.p_value(one) <= alpha) == (one > calibration.score_threshold)
 
 
 def test_the_promise_is_kept_on_average() -> None:
@@ -153,6 +153,7 @@ def test_predictions_are_decided_on(cli: Cli, calibrated: tuple[list[str], Finis
         (["prompts.normal=['good {}']"], "prompts.normal"),
         (["tile=32"], "overlap null, here 0.2; tile null, here 32"),
         (["test_data.bits=12"], "bits null, here 12"),
+        (["test_data.image_size=48"], "image_size 80, here 48"),
         (["trainer.precision=bf16-mixed"], "precision 32-true, here bf16-mixed"),
         (["data@test_data=visa"], "prompt_set"),
         (["category=mug"], "is of cup, but not of mug"),

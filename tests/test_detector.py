@@ -275,6 +275,20 @@ def test_a_calibration_counts_for_its_settings_and_categories_only(golden_a: Gol
         AnomalyDetector.from_experiment("sdp_mvtec", overrides=other, threshold=tmp_path / "calibration.json")
 
 
+def test_a_calibration_counts_for_its_trained_weights_only(released: Path, tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    one = AnomalyDetector.from_weights(released)
+    one.calibrate([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]], "coin", max_false_alarms=0.5).write(file)
+    assert AnomalyDetector.from_weights(released, threshold=file).calibration == one.calibration
+    with safe_open(released, framework="pt") as opened:
+        header, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    first = next(iter(tensors))
+    other = tmp_path / "other.safetensors"
+    save_file(tensors | {first: tensors[first] * 1.001}, other, header)
+    with pytest.raises(UserError, match="belongs to other settings: trained"):
+        AnomalyDetector.from_weights(other, threshold=file)
+
+
 def test_reduced_precision_is_near_and_not_equal(golden_a: Golden, detector: AnomalyDetector) -> None:
     half = AnomalyDetector.from_experiment(
         "sdp_mvtec", overrides=overrides_of(golden_a, "trainer.precision=bf16-mixed")

@@ -221,6 +221,10 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     tested = provenance["protocol"]["tested_on"]
     is_predict = provenance["kind"] in WITHOUT_TEST
     outlines = read_outlines(folder) if is_predict else {}
+    curves = read_curves(folder) or {}
+    for name in decided.keys() & curves.keys():
+        if single := curves[name].get("single"):
+            curves[name]["single"] = _with_point(single, tables[name], cards[name]["thresholds"]["single"])
     return Description(
         title=(
             f"{provenance['kind']} {tested['title']} ({len(cases)} images)"
@@ -235,7 +239,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
         notes=[*(notes_of(metrics) if metrics else []), *_decisions_in_words(decided)],
         fusion=rule if is_fused else None,
         cards=cards,
-        curves=read_curves(folder) or {},
+        curves=curves,
         histograms={name: _histogram(table) for name, table in tables.items()},
         cases=[_shown(cases, number, rows[number], ranks.get(number, {})) for number in shown],
         hidden=len(cases) - len(shown),
@@ -278,6 +282,22 @@ def _card(cases: Cases, category: str, table: Table, metrics: Mapping[str, float
         high=float(table.high.max()),
         thresholds={level: value for level, value in thresholds.items() if value is not None},
     )
+
+
+def _with_point(curve: CurvePoints, table: Table, threshold: float) -> CurvePoints:
+    """The curve with the point of a given threshold: the page counts by the points, and no other may be as exact."""
+    called = table.single_score >= threshold
+    hits, alarms = int((called & (table.label == ANOMALOUS)).sum()), int((called & (table.label == NORMAL)).sum())
+    point = {
+        "threshold": threshold,
+        "fpr": alarms / int((table.label == NORMAL).sum()),
+        "recall": hits / int((table.label == ANOMALOUS).sum()),
+        "precision": hits / (hits + alarms) if hits + alarms else 1.0,  # where nothing is called, as curves begin
+    }
+    place = sum(value > threshold for value in curve["threshold"])  # highest first
+    columns = cast("dict[str, list[float]]", curve)
+    more = {name: [*values[:place], point[name], *values[place:]] for name, values in columns.items()}
+    return cast(CurvePoints, more)
 
 
 def _decisions_in_words(decided: Mapping[str, Decided]) -> Iterator[str]:

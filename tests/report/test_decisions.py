@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from src.report.page import table_of
 from src.report.table import print_table, rows_of
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import Golden
+from tests.report.test_description import PROBE, described
 from tests.test_own_images import OPEN_PAGE, draw
 
 RESULT = {
@@ -52,3 +54,25 @@ def test_the_slider_starts_at_the_decisions(cli: Cli, golden_a: Golden, tmp_path
     assert sum(score >= threshold for score in scores) == 4
     assert [row["is_anomalous"] for row in done.predictions].count("1") == 4
     assert f"cup: an image is anomalous above {scores[4]:.4g}, as was given" in page
+
+
+@pytest.mark.parametrize("place", [5, 11, 11.5, 5.5, -1])
+def test_the_curve_has_a_point_for_the_decisions(cli: Cli, golden_a: Golden, tmp_path: Path, place: float) -> None:
+    """The page reads rates off the curve: at the threshold they are those of metrics.json, also beyond all scores."""
+    draw(tmp_path / "all" / "good", 7)
+    draw(tmp_path / "all" / "bad", 5)
+    options = [*golden_backbone(golden_a), "data@test_data=folder", f"test_data.root={tmp_path / 'all'}"]
+    options += ["test_data.category=cup", "test_data.normal_dir=good", "test_data.anomalous_dir=bad"]
+    first = cli.ok("eval", *options, name="first")
+    scores = sorted(float(row["single_score"]) for row in first.predictions)
+    threshold = (
+        float(np.interp(place, range(len(scores)), scores)) + (1e-3 if place == 11.5 else 0) - (place < 0) * 1e-3
+    )
+    run, description, _ = described(cli, "eval", *options, f"threshold={threshold!r}", PROBE, name="decided")
+    found, curve = run.metrics["categories"]["cup"], description.curves["cup"]["single"]
+    at = curve["threshold"].index(description.cards["cup"]["thresholds"]["single"])
+    assert curve["threshold"] == sorted(curve["threshold"], reverse=True)
+    assert (curve["fpr"][at], curve["recall"][at]) == (found["false_alarms"], pytest.approx(1 - found["escapes"]))
+    called = sum(score > threshold for score in scores)
+    hits = round(5 * (1 - found["escapes"]))
+    assert curve["precision"][at] == (hits / called if called else 1.0)
