@@ -90,7 +90,7 @@ class ImageProgress(RichProgressBar):
         super().on_exception(trainer, pl_module, exception)
 
     def _close(self) -> None:
-        if self._images is not None:
+        if self._images is not None and self._images.console.is_terminal:  # elsewhere it would print an empty line
             self._images.stop()
             self._images = None
 

@@ -49,10 +49,13 @@ def test_a_log_has_a_line_now_and_then(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    bar = ImageProgress(Console(file=io.StringIO(), force_terminal=False))
+    screen = io.StringIO()
+    bar = ImageProgress(Console(file=screen, force_terminal=False))
     trainer = trainer_of(tmp_path, 9)
     bar.on_predict_start(trainer, None)  # type: ignore[arg-type]
     for seconds in (10, 10, 15, 10):
         clock[0] += seconds
         bar.on_predict_batch_end(trainer, None, None, {"category": ["cup"]}, 0)  # type: ignore[arg-type]
+    bar.on_predict_end(trainer, None)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "3 of 8 images, 0.1 images/s, 58 s left\n"
+    assert screen.getvalue() == ""
