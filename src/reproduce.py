@@ -7,6 +7,7 @@ metrics, and what they may depend on, which is data, weights, code, packages and
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def reproduce(folder: Path) -> int:
     before = read_record(folder)
     target = _new_folder(folder)
     command = _command(before.provenance, target)
-    print(f"$ python {' '.join(command[1:])}", flush=True)
+    print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
     code = run(command)
     shutil.rmtree(target / CACHE, ignore_errors=True)
     if code != 0:
