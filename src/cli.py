@@ -26,15 +26,7 @@ from src.overrides import CONF, data_set_of, explain, literal
 from src.run.lock import locked
 from src.stopping import Signals, StoppedError, end_with_parent, only_stops, speaks
 from src.sweeps.checks import SweepRefusedError
-from src.sweeps.trial import (
-    Trial,
-    current_trial,
-    is_trial,
-    read_trials,
-    run_in_new_process,
-    starts_processes,
-    write_trial,
-)
+from src.sweeps.trial import Trial, current_trial, read_trials, run_in_new_process, starts_processes, write_trial
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 Command = Callable[[DictConfig], "float | None"]
@@ -77,8 +69,7 @@ def run_command(name: str, command: Command) -> None:
     task.__module__ = f"src.{name}"  # Hydra names the job after it
     try:
         with signals.raised():
-            if not is_trial():  # whose options come from Hydra, and are quoted as they have to be
-                sys.argv[1:] = literal(typed[1:])
+            sys.argv[1:] = literal(typed[1:])
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     except SweepRefusedError as refused:
         errors = [refused.reason]

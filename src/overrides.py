@@ -23,8 +23,11 @@ ADDED = ("+exp", "+sweep", "+debug")
 _CHOSEN_BY = {"train_data": "data@train_data", "metrics": "metrics"}  # nodes that are not there by default
 _BY_NAME = ("callbacks", "logger", "metrics")  # nodes that hold any number of others
 _LISTS_ALL = ("src.", "datamodules.", "hydra.")  # all arguments of the classes in these packages are listed
-_LITERAL = r"\+{0,2}(source|category|test_data\.category|references|threshold|ckpt_path|paths\.\w+|[\w.]+\.root)"
-_SWEEPS = r"-\w*m|--mul\w*|hydra\.mode=MULTIRUN"
+_LITERAL = (
+    r"\+{0,2}(source|category|test_data\.category|references|threshold|ckpt_path|paths\.\w+|(?!hydra\.)[\w.]+\.root)"
+)
+# As Hydra reads its command line: short options may stand together, a long one may be cut, and modes have a number.
+_SWEEPS = r"-[hr]*m.*|--m\w*|\+{0,2}hydra\.mode=.*(MULTIRUN|2).*"
 _RUN_DIR = "hydra.run.dir"  # Lightning gives it to the processes that it starts, between quotes and not escaped
 _CLOSE = 0.65  # as difflib measures it
 
@@ -79,33 +82,36 @@ def literal(arguments: Sequence[str]) -> list[str]:
     return [_quoted(argument) for argument in arguments]
 
 
-def quoted(value: str) -> str:
-    """Text in Hydra's grammar.
+def typed(override: str) -> str:
+    """An override as one types it for a single run: the way back from `literal`.
+
+    Args:
+        override: in Hydra's grammar, as `literal` or a sweep has made it.
 
     Example:
-        >>> print(quoted("it's"))
-        'it\\'s'
+        >>> typed("category='nut, 5 mm'"), typed("seed='7'")
+        ('category=nut, 5 mm', "seed='7'")
     """
-    return QuotedString(value, Quote.single).with_quotes()
-
-
-def unquoted(override: str) -> str:
-    """An override without the quotes around its value.
-
-    Example:
-        >>> unquoted("category='nut, 5 mm'"), unquoted("seed=7")
-        ('category=nut, 5 mm', 'seed=7')
-    """
-    key, equals, value = override.partition("=")
-    return f"{key}{equals}{OverridesParser.create().parse_override(override).value()}" if value[:1] == "'" else override
+    key = override.partition("=")[0]
+    if not re.fullmatch(_LITERAL, key):
+        return override
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException:  # Hydra has put the value of an interpolation between the quotes, and that has quotes, too
+        return override
+    return f"{key}={value}" if isinstance(value, str) else override
 
 
 def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key == _RUN_DIR and len(value) > 1 and value[0] == value[-1] == '"':
-        return f"{key}={quoted(value[1:-1])}"
-    is_literal = re.fullmatch(_LITERAL, key) and value not in ("", "null")
-    return f"{key}={quoted(value)}" if is_literal else argument
+        value = value[1:-1]
+    elif not re.fullmatch(_LITERAL, key) or value in ("", "null"):
+        return argument
+    # Between quotes of the other kind, those of an interpolation such as ${oc.env:NAME,'a b'} need no backslash, which
+    # OmegaConf would not read.
+    quote = Quote.double if "'" in value and '"' not in value else Quote.single
+    return f"{key}={QuotedString(value, quote).with_quotes()}"
 
 
 def data_set_of(overrides: Sequence[str]) -> str | None:

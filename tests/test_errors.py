@@ -60,7 +60,7 @@ def options(golden_a: Golden, mvtec: Path) -> list[str]:
         (["test_data.image_size=81"], ["81", "80"]),
         (["test_data.eval_size=big"], ["eval_size", "native"]),
         (["test_data.eval_size=20000"], ["eval_size", "up to 8192", "20000"]),
-        (['test_data.root="/no\x1b[31mwhere"'], ["/no\\x1b[31mwhere"]),
+        (["test_data.root=/no\x1b[31mwhere"], ["/no\\x1b[31mwhere"]),
         (["test_data.transforms=weird"], ["weird", "augment"]),
         (["model=sdp_plus"], ["ckpt_path", "src.train"]),
         (["model=sdp_plus", "ckpt_path=/nowhere.ckpt"], ["/nowhere.ckpt"]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.overrides import CONF, literal
+from src.overrides import CONF, literal, typed
 from tests.cli import Cli, golden_backbone
 from tests.golden_reference import Golden
 from tests.test_own_images import draw
@@ -28,6 +32,7 @@ LETTERS = st.characters(exclude_characters="\0\n\r", exclude_categories=("Cs", "
 def test_any_text_comes_back_from_hydra(text: str) -> None:
     [override] = literal([f"source={text}"])
     assert OverridesParser.create().parse_override(override).value() == (None if text == "null" else text)
+    assert typed(override) == f"source={text}"
 
 
 @pytest.mark.parametrize("text", [ODD, "a\\", "\\'", "'quoted'", "7", "0.5", "true", "[a]"])
@@ -43,11 +48,40 @@ def test_text_reaches_the_configuration(text: str) -> None:
 def test_these_keys_are_taken_as_typed(key: str) -> None:
     assert literal([f"{key}=a,b"]) == [f"{key}='a,b'"]
     assert literal([f"{key}=null"]) == [f"{key}=null"]
-    for sweep in ("-m", "--multirun", "hydra.mode=MULTIRUN"):
-        assert literal([f"{key}=a,b", sweep])[0] == f"{key}=a,b"
 
 
-@pytest.mark.parametrize("other", ["seed=1,2", "model.x=[1]", "+exp=sdp_visa", "~ckpt_path", "--config-dir=a,b"])
+@pytest.mark.parametrize("flags", ["-m", "--multirun", "--m", "--multi", "-mr", "-hm", "-mp=model"])
+def test_a_sweep_keeps_hydras_grammar(flags: str) -> None:
+    assert get_args_parser().parse_args([flags]).multirun
+    assert literal(["source=a,b", flags]) == ["source=a,b", flags]
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize("mode", ["MULTIRUN", "'MULTIRUN'", '"MULTIRUN"', "RunMode.MULTIRUN", "2", "RUN", "1"])
+def test_a_mode_decides_whether_it_is_a_sweep(plus: str, mode: str) -> None:
+    override = f"{plus}hydra.mode={mode}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        is_sweep = compose("eval", [override], return_hydra_config=True).hydra.mode == RunMode.MULTIRUN
+    assert (literal(["source=a,b", override])[0] == "source=a,b") == is_sweep
+
+
+@pytest.mark.parametrize("flags", ["--help", "-r", "-c=job", "--config-name=m", "-cn=m", "-cd=m", "--info", "-p=m"])
+def test_other_flags_make_no_sweep(flags: str) -> None:
+    assert not get_args_parser().parse_args([flags]).multirun
+    assert literal([flags, "source=a,b"]) == [flags, "source='a,b'"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "seed=1,2",
+        "model.x=[1]",
+        "+exp=sdp_visa",
+        "~ckpt_path",
+        "--config-dir=a,b",
+        "hydra.job_logging.root={level: INFO}",
+    ],
+)
 def test_other_arguments_are_left_alone(other: str) -> None:
     assert literal([other]) == [other]
 
@@ -56,6 +90,54 @@ def test_an_interpolation_is_still_resolved(cli: Cli, golden_a: Golden, tmp_path
     draw(tmp_path / "photos", 1)
     options = [*golden_backbone(golden_a), f"paths.data_dir={tmp_path}", "source=${paths.data_dir}/photos"]
     assert len(cli.ok("predict", *options).predictions) == 1
+
+
+@pytest.mark.parametrize("text", ["${oc.env:NO_SUCH,'a b'}", '${oc.env:NO_SUCH,"a b"}', "${oc.env:NO_SUCH,a b}"])
+def test_an_interpolation_may_have_quotes(text: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("predict", literal([f"category={text}"]), return_hydra_config=True)
+    assert config.category == "a b"
+    assert "a b" in config.hydra.overrides.task[0]  # OmegaConf looks it up there, too
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a "b"'])
+def test_an_interpolation_may_bring_quotes(
+    name: str, cli: Cli, golden_a: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PART", name)
+    options = [*golden_backbone(golden_a), f"source={draw(tmp_path / 'photos', 1)}", "category=${oc.env:PART}"]
+    assert [row["category"] for row in cli.ok("predict", *options).predictions] == [name]
+
+
+def test_a_name_for_wandb_has_no_added_quotes(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
+    options = [*golden_backbone(golden_a), f"source={draw(tmp_path / 'photos', 1)}", "category=nut, [5 mm]"]
+    assert "category=nut, [5 mm]" in cli.ok("predict", *options).provenance["identity"]["name"]
+
+
+def test_the_command_of_a_trial_can_be_typed(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
+    photos = draw(tmp_path / "a, [b]", 2)
+    options = [*golden_backbone(golden_a), f"source='{photos}'", "category='nut, 5 mm',bolt"]
+    sweep = cli.ok("predict", "-m", *options, name="sweep").folder
+    command = json.loads((sweep / "0" / "provenance.json").read_text())["command"]
+    typed_again = [one for one in shlex.split(command)[3:] if not one.startswith("paths.output_dir=")]
+    alone = cli.ok("predict", *typed_again, name="alone")
+    assert (alone.folder / "predictions.csv").read_bytes() == (sweep / "0" / "predictions.csv").read_bytes()
+    assert {row["category"] for row in alone.predictions} == {"nut, 5 mm"}
+
+
+@pytest.mark.slow
+def test_a_trial_of_several_processes_has_what_the_sweep_gives_it(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
+    photos = draw(tmp_path / "a, [b]", 3)
+    sweep = tmp_path / 'the "odd" one\\'
+    options = [*golden_backbone(golden_a), f"source='{photos}'", "category='nut, 5 mm',bolt", "test_data.batch_size=1"]
+    more = ["trainer.devices=2", "+trainer.strategy=ddp", f"paths.cache_dir={tmp_path / 'cache'}"]
+    [target] = literal([f"paths.output_dir={sweep}"])
+    command = [sys.executable, "-m", "src.predict", "-m", *options, *more, target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number, category in enumerate(("nut, 5 mm", "bolt")):
+        with (sweep / str(number) / "predictions.csv").open(newline="") as file:
+            assert [row["category"] for row in csv.DictReader(file)] == [category] * 3
 
 
 def test_odd_names_from_end_to_end(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:

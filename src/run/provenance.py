@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from lightning import Trainer
 
 from src.identity import versions_of
+from src.overrides import typed
 
 _PACKAGES = (
     "torch",
@@ -94,7 +95,7 @@ def describe_command() -> str:
     """The command line, such as `python -m src.train +exp=sdp_visa`; of a sweep's trial, its own."""
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        return shlex.join(["python", "-m", f"src.{hydra.job.config_name}", *hydra.overrides.task])
+        return shlex.join(["python", "-m", f"src.{hydra.job.config_name}", *map(typed, hydra.overrides.task)])
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {module.name}" if module is not None else shlex.quote(sys.argv[0])
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from datamodules.errors import reason_of
 from src.anomaly_module import AnomalyModule
-from src.overrides import unquoted
+from src.overrides import typed
 from src.processes import is_first
 from src.run.folder import RunFolder, decides
 from src.run.results import Identity
@@ -87,7 +87,7 @@ def identity(trained_on: Mapping[str, Any] | None) -> Identity:
         trained_on: the data that trained its parameters, see `src.run.results.DataUse`; None if there are none.
     """
     hydra = HydraConfig.get()
-    chosen = [unquoted(override.lstrip("+~")) for override in hydra.overrides.task]
+    chosen = [typed(override).lstrip("+~") for override in hydra.overrides.task]
     groups = [hydra.runtime.choices.get(group) for group in ("model", "data@test_data", "backbone")]
     named = next((own.removeprefix("exp=") for own in chosen if own.startswith("exp=")), None)
     experiment = named or "_".join(map(str, groups[:2]))

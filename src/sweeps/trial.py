@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from datamodules.errors import UserError
 from src.files import damaged, read_json, write_json
-from src.overrides import quoted
+from src.overrides import typed
 from src.run.results import read_finished
 
 TRIAL_FILE = "trial.json"
@@ -153,16 +153,6 @@ def sweep_name() -> str | None:
     return os.environ.get(_SWEEP)  # of a trial in a process of its own
 
 
-def is_trial() -> bool:
-    """Whether this process, or the one that has started it, was started for a trial of a sweep.
-
-    Example:
-        >>> is_trial()
-        False
-    """
-    return _SWEEP in os.environ
-
-
 def starts_processes(trainer: DictConfig) -> bool:
     """Whether Lightning may start further processes for a run with these settings.
 
@@ -205,8 +195,9 @@ def run_in_new_process(command: str) -> float | None:
 
 
 def _own_command(command: str) -> list[str]:
+    """The trial as a single run, which takes some values as they are typed, while a sweep's are in Hydra's grammar."""
     hydra = HydraConfig.get()
     sources = [f"--config-dir={one.path}" for one in hydra.runtime.config_sources if one.provider == "command-line"]
     search = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
-    target = f"paths.output_dir={quoted(hydra.runtime.output_dir)}"
-    return [sys.executable, "-m", f"src.{command}", *sources, *search, *hydra.overrides.task, target]
+    target = f"paths.output_dir={hydra.runtime.output_dir}"
+    return [sys.executable, "-m", f"src.{command}", *sources, *search, *map(typed, hydra.overrides.task), target]

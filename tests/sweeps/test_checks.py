@@ -14,7 +14,6 @@ from lightning import Trainer
 
 from src.clip.backbone import Backbone
 from src.models.sdp_plus import SDPPlus
-from src.overrides import unquoted
 from src.sweeps.trial import read_trials
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
@@ -158,7 +157,7 @@ def test_a_trial_over_several_processes_has_a_command_line_of_its_own(
     def record(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
         failed = len(calls) == 1
-        target = Path(unquoted(command[-1]).removeprefix("paths.output_dir="))
+        target = Path(command[-1].removeprefix("paths.output_dir="))
         (target / "provenance.json").write_text(json.dumps(PROVENANCE | {"trained_weights": trained}))
         return subprocess.CompletedProcess(command, int(failed), stderr="noise\nerror: no GPU\n" if failed else "")
 
@@ -169,7 +168,7 @@ def test_a_trial_over_several_processes_has_a_command_line_of_its_own(
     for number, (command, lr) in enumerate(zip(calls, ("0.001", "0.01"), strict=True)):
         assert command[1:3] == ["-m", "src.train"]
         assert f"optimizer.lr={lr}" in command
-        assert unquoted(command[-1]) == f"paths.output_dir={done.folder / str(number)}"
+        assert command[-1] == f"paths.output_dir={done.folder / str(number)}"
         assert "-m" not in command[3:]
 
 
