@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,12 +152,13 @@ def test_odd_names_from_end_to_end(cli: Cli, golden_a: Golden, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_odd_names_under_two_processes(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
-    weights = tmp_path / ODD / "clip.safetensors"
     draw(tmp_path / ODD / "photos" / "good", 3)
     draw(tmp_path / ODD / "photos" / "bad", 2)
-    shutil.copy(golden_a.weights_path, weights)
+    weights = golden_a.write_reference_checkpoint(tmp_path / ODD / f"{ODD}.pth")
     options = [
         *golden_backbone(golden_a),
+        "model=sdp_plus",
+        f"ckpt_path={weights}",
         "data@test_data=folder",
         f"test_data.root={tmp_path / ODD / 'photos'}",
         f"test_data.category={ODD}",
@@ -177,3 +177,6 @@ def test_odd_names_under_two_processes(cli: Cli, golden_a: Golden, tmp_path: Pat
     assert (folders[0] / "metrics.json").read_bytes() == (folders[1] / "metrics.json").read_bytes()
     with (folders[1] / "predictions.csv").open(newline="") as file:
         assert {row["category"] for row in csv.DictReader(file)} == {ODD}
+    provenance = json.loads((folders[1] / "provenance.json").read_text())
+    assert provenance["device"]["processes"] == 2
+    assert provenance["config"]["ckpt_path"] == str(weights)
