@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.base import AnomalyDataModule
 from datamodules.dataset import Batch, Sample
 from datamodules.errors import UserError
-from datamodules.images import open_image
+from datamodules.images import UNREADABLE, open_image
 from datamodules.options import as_text, check_line
 from datamodules.records import IMAGE_SUFFIXES, Record, files_below
 from datamodules.transforms import normalise, squash_image
@@ -34,6 +34,7 @@ UNSUPPORTED = (".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw")
 """What cameras write and Pillow can't read: such a file is named, not passed over."""
 _TRUTH = ("ground_truth", "ground truth", "groundtruth", "masks")
 """Folders of a benchmark's layout that hold no photos."""
+MOST_TILES, MOST_PIXELS = 5000, 2e8  # of an image: more would fill the memory
 ANIMATED = "pictures; the first is used"
 PHOTOS = "photos"
 _COLUMNS = ("image_path", "category")
@@ -145,8 +146,8 @@ class Photos(AnomalyDataModule):
         if self.place.suffix.lower() == ".csv" or place.is_file():
             root = place.parent
         else:  # a pattern: the folders in front of its first wildcard
-            first = next(i for i, part in enumerate(place.parts) if glob.has_magic(part))
-            root = Path(*place.parts[:first])
+            first = next(i for i, part in enumerate(self.place.parts) if glob.has_magic(part))
+            root = Path(*self.place.parts[:first]).absolute()
         if all(path.is_relative_to(root) for path in paths):
             return root
         try:
@@ -294,6 +295,12 @@ class PhotoTransform:
             "size": (photo.height, photo.width),
         }
         boxes = tile_boxes(photo.height, photo.width, self.tile, self.overlap) if self.tile else []
+        pixels = photo.height * photo.width * (self.size / (self.tile or self.size)) ** 2
+        if len(boxes) > MOST_TILES or (len(boxes) > 1 and pixels > MOST_PIXELS):
+            raise UserError(
+                f"an image of {photo.width}x{photo.height} pixels has {len(boxes)} tiles of {self.tile} pixels, a map "
+                f"of {pixels / 1e6:.0f} million; take a larger tile or a smaller overlap"
+            )
         if len(boxes) > 1:
             # Of one byte a value, since there may be many; they are normalised batch by batch.
             sample["tiles"] = torch.from_numpy(np.stack([squash_image(photo.crop(box), self.size) for box in boxes]))
@@ -363,8 +370,11 @@ def open_photo(path: Path, bits: int | None = None, warn: Callable[[str], None] 
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     image = open_image(path, bits, warn)
-    with Image.open(path) as header:
-        frames, orientation = getattr(header, "n_frames", 1), header.getexif().get(0x0112, 1)
+    try:
+        with Image.open(path) as header:
+            frames, orientation = getattr(header, "n_frames", 1), header.getexif().get(0x0112, 1)
+    except (*UNREADABLE, TypeError) as error:
+        raise UserError(f"{path}: its EXIF tags can't be read ({error}); write the file again without them") from error
     if frames > 1:
         warn(f"{path} holds {frames} {ANIMATED}")
     if orientation in (None, 1):
@@ -426,6 +436,9 @@ def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
                 if not row["image_path"]:
                     raise UserError(f"Expected an image_path in line {rows.line_num} of {path}, but it is empty")
                 image = Path(os.path.normpath(path.parent.absolute() / row["image_path"]))
-                yield image, row.get("category") or None
+                category = row.get("category") or None
+                if category is not None:
+                    check_line(category, f" in line {rows.line_num} of {path}")
+                yield image, category
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"Expected a CSV in UTF-8, but can't read {path} ({error})") from error

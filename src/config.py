@@ -172,6 +172,9 @@ def _with_photos(config: DictConfig, data_set: str | None) -> DictConfig:
         if isinstance(data, DictConfig) and OmegaConf.is_missing(data, "root"):
             raise UserError("expected images in source=PATH: an image, a folder, a pattern or a CSV; see --help")
         return config
+    name = data.get("category")
+    if name is not None and data.get("_target_") == "datamodules.folder.Folder":
+        raise UserError(f"test_data.category={name} does not count with a source; give category={name}")
     kept = {key: data[key] for key in _OF_LOADING if key in data}
     photos = {
         "_target_": "datamodules.photos.Photos",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,12 +21,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from typing_extensions import Self
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, reason_of
 from datamodules.images import from_array, from_picture
 from datamodules.options import check_line
 from datamodules.photos import Photos, PhotoTransform, Warnings, collate_photos, open_photo
 from src import environment
-from src.calibration import Calibration, Decisions, as_number
+from src.calibration import Calibration, Decisions, as_number, images_needed
 from src.cli import one_line
 from src.clip.backbone import BackboneSource
 from src.config import validate
@@ -40,7 +41,9 @@ from src.targets import walk
 ImageLike: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | Tensor"
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 _END = object()
-_OWN = ("src.models.", "datamodules.")  # where the classes that a file may name come from
+_CLASSES = (("model", "_target_"), ("prompts", "_target_"))  # the only classes that a file may name,
+_OWN = r"src\.models\.\w+\.\w+"  # and where they come from
+_BY_NAME = "open it by from_experiment(NAME, ckpt_path=FILE)"
 
 
 class Prediction(NamedTuple):
@@ -69,6 +72,7 @@ class AnomalyDetector:
     Args:
         config: a validated configuration of `src.predict`.
         threshold: a number, or the path of a calibration.json; None decides on nothing.
+        backbone_sha256: that the backbone's weights must have; None for any.
 
     Attributes:
         method: the method with its weights.
@@ -85,12 +89,18 @@ class AnomalyDetector:
         ((120, 160), 'metal nut', None)
     """
 
-    def __init__(self, config: DictConfig, threshold: str | Path | float | None = None) -> None:
+    def __init__(
+        self,
+        config: DictConfig,
+        threshold: str | Path | float | None = None,
+        backbone_sha256: str | None = None,
+    ) -> None:
         environment.compute_in_float32()
         self._config = config
         clip = build.find_backbone(config)
         self._photos: Photos = build.make_data(config.test_data, clip)  # type: ignore[assignment]
         self._clip: BackboneSource = build.find_weights(config, clip)
+        _check_backbone(self._clip, backbone_sha256)
         with isolate_rng(include_cuda=False):  # the caller's random numbers are the caller's
             self.method: Method = build.build_method(config, self._clip)
         self.origin = build.load_weights(config, self.method, self._clip)
@@ -157,20 +167,17 @@ class AnomalyDetector:
         """
         path = Path(file).expanduser()
         origin = read_trained_weights(path).origin
-        detector = cls(_composed(overrides, ckpt_path=path, origin=_checked(origin, path)), threshold)
-        expected, found = origin["backbone"], detector._clip.weights
-        if expected["sha256"] != found.sha256:
-            raise UserError(
-                f"{path} was trained with the backbone weights of sha256 {str(expected['sha256'])[:12]}..., but "
-                f"{found.path} has {str(found.sha256)[:12]}...; give its own by overrides=['backbone.pretrained=FILE']"
-            )
-        return detector
+        config = _composed(overrides, ckpt_path=path, origin=_checked(origin, path))
+        return cls(config, threshold, origin["backbone"]["sha256"] or "random weights")
 
     def to(self, device: str | torch.device) -> Self:
         """Move it to a device, such as `cuda`. Not while another thread predicts."""
         with self._lock:
+            try:
+                self.method.to(device)
+            except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
+                raise UserError(f"can't move to the device {device}: {reason_of(error)}") from error
             self._device = torch.device(device)
-            self.method.to(self._device)
             self._texts.clear()
         return self
 
@@ -223,13 +230,15 @@ class AnomalyDetector:
             >>> detector.predict(good[0], "coin")[0].is_anomalous
             False
         """
+        images_needed(max_false_alarms)
         scored = [(score, float(one.max())) for score, one, _, _ in self._scored(good_images, category)]
         values = {category: ([score for score, _ in scored], [highest for _, highest in scored])}
         new = Calibration.of(values, max_false_alarms, self._belongs_to())
-        earlier = self.calibration.categories if self.calibration else {}
-        self._take(Calibration(new.belongs_to, {**earlier, **new.categories}))
-        assert self.calibration is not None
-        return self.calibration
+        with self._lock:  # another thread may calibrate another category
+            earlier = self.calibration.categories if self.calibration else {}
+            self._take(Calibration(new.belongs_to, {**earlier, **new.categories}))
+            assert self.calibration is not None
+            return self.calibration
 
     def use_threshold(self, threshold: str | Path | float) -> None:
         """Decide by a number, or by a calibration.json.
@@ -248,7 +257,8 @@ class AnomalyDetector:
         self.calibration = calibration
 
     def _belongs_to(self) -> dict[str, Any]:
-        return build.calibrated_for(self._config, self.method, self._clip, self._photos)
+        known = build.calibrated_for(self._config, self.method, self._clip, self._photos)
+        return known | {"precision": effective_precision(self._trainer)}
 
     def _decide(self, category: str, score: float) -> tuple[bool | None, float | None]:
         decisions = self._decisions
@@ -287,9 +297,29 @@ class AnomalyDetector:
                     self._texts[name] = self.method.text([name])[0]
             return torch.stack([self._texts[name] for name in categories])
 
+    @property
+    def _trainer(self) -> DictConfig:
+        """What decides the precision: that of the device it is on, not of the best one of the machine."""
+        accelerator = "cpu" if self._device.type == "cpu" else "gpu"
+        return OmegaConf.merge(self._config.trainer, {"accelerator": accelerator})  # type: ignore[return-value]
+
     def _precision(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST.get(effective_precision(self._config.trainer))
+        dtype = _AUTOCAST.get(effective_precision(self._trainer))
         return torch.autocast(self._device.type, dtype=dtype) if dtype else nullcontext()
+
+
+def _check_backbone(clip: BackboneSource, expected: str | None) -> None:
+    """Refuse other weights than a file was trained with, before they are loaded.
+
+    Raises:
+        UserError: they are others.
+    """
+    found = clip.weights.sha256
+    if expected is not None and expected != found:
+        raise UserError(
+            f"the file was trained with the backbone weights of sha256 {expected[:12]}..., but {clip.weights.path} has "
+            f"{str(found)[:12]}...; give its own by overrides=['backbone.pretrained=FILE']"
+        )
 
 
 @contextmanager
@@ -329,7 +359,7 @@ def _composed(
         config.ckpt_path = str(ckpt_path)
     if origin is not None:
         _settle(config, origin, {override.lstrip("+").partition("=")[0] for override in overrides})
-    return validate(config, "predict", data_set)
+    return validate(config, "predict", data_set or (origin or {}).get("tested_on"))
 
 
 def _settle(config: DictConfig, origin: Mapping[str, Any], given: Collection[str]) -> None:
@@ -358,10 +388,7 @@ def _checked(origin: Origin, path: Path) -> dict[str, Any]:
     """
     missing = [key for key in ("model", "prompts", "backbone") if not origin.get(key)]
     if missing:
-        raise UserError(
-            f"{path} does not say which {' and '.join(missing)} it belongs to; open it by "
-            "from_experiment(NAME, ckpt_path=FILE)"
-        )
+        raise UserError(f"{path} does not say which {' and '.join(missing)} it belongs to; {_BY_NAME}")
     content: dict[str, Any] = dict(origin)
     named = origin["backbone"]
     known = {"name": named.get("name"), "pretrained": named.get("tag") or named.get("file")}
@@ -369,8 +396,12 @@ def _checked(origin: Origin, path: Path) -> dict[str, Any]:
     for keys, value in walk(content):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{path}: {'.'.join(keys)} must be a plain value, but is '{value}'")
-        if keys[-1:] == ("_target_",) and not str(value).startswith(_OWN):
-            raise UserError(f"{path} names the class {value}; open it by from_experiment(NAME, ckpt_path=FILE)")
+        if keys and keys[-1].startswith("_") and keys not in _CLASSES:  # what Hydra would call, or call with
+            raise UserError(f"{path}: {'.'.join(keys)} is nothing that a training writes; {_BY_NAME}")
+    for keys in _CLASSES:
+        target = str(content[keys[0]].get("_target_"))
+        if re.fullmatch(_OWN, target) is None:
+            raise UserError(f"{path} names the class {target}; {_BY_NAME}")
     return content
 
 
@@ -379,6 +410,8 @@ def _named(
 ) -> Iterator[tuple[int, ImageLike, str]]:
     """Number, image and category of image after image."""
     many = _many(images)
+    if category is not None and (isinstance(category, bytes) or not isinstance(category, Iterable)):
+        raise UserError(f"expected category as a text, or one for each image, but got {category!r}")
     names: Iterator[Any] = repeat(category) if category is None or isinstance(category, str) else iter(category)
     for number, image in enumerate(many):
         name = next(names, _END)
@@ -390,6 +423,8 @@ def _named(
             name = Path(image).absolute().parent.name
         check_line(str(name))
         yield number, image, str(name)
+    if category is not None and not isinstance(category, str) and next(names, _END) is not _END:
+        raise UserError("expected a category for each image, but there are more categories than images")
 
 
 def _many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

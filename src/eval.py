@@ -27,7 +27,7 @@ def evaluate(config: DictConfig) -> None:
     module = build.build_module(config, folder, protocol, method, origin, test_data, decisions=decisions)
     trainer = build.build_trainer(config, folder, module, decisions)
     known = build.describe(config, clip, trainer, protocol, test_data)
-    folder.describe(**known, **build.describe_decisions(decisions, test_data))
+    folder.describe(**known, **build.describe_decisions(config, decisions, test_data))
 
     with folder.recorded(protocol.line, trainer.loggers):
         steps.serve_features(config, folder, trainer, module, clip, test_data)

@@ -26,7 +26,7 @@ def predict(config: DictConfig) -> None:
     module = build.build_module(config, folder, protocol, method, origin, images)
     trainer = build.build_trainer(config, folder, module, decisions)
     known = build.describe(config, clip, trainer, protocol, images)
-    folder.describe(**known, **build.describe_decisions(decisions, images))
+    folder.describe(**known, **build.describe_decisions(config, decisions, images))
 
     with folder.recorded(f"predict {protocol.tested}", trainer.loggers):
         steps.serve_features(config, folder, trainer, module, clip, images)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.errors import UserError
 from src.features.cache import compute_features
 from src.models.method import Method, Scores
 from src.models.tiles import blend_tiles
@@ -45,12 +46,18 @@ class Scorer:
 
         Returns:
             The scores of the whole photos, and each photo's map (h, w): the model's, or that of its tiles, blended.
+
+        Raises:
+            UserError: a score or a map is not finite.
         """
         scores = self._score(batch["image"], text)
         maps = list(scores.anomaly_map.unbind())
         for i, (tiles, boxes) in enumerate(zip(batch["tiles"], batch["boxes"], strict=True)):
             if tiles is not None:
                 maps[i] = self._blended(tiles, boxes, text[i : i + 1])
+        for path, score, one in zip(batch["image_path"], scores.single_score, maps, strict=True):
+            if not (score.isfinite() and one.isfinite().all()):
+                raise UserError(f"the scores of {path} by {self.method.name} are not finite; check the weights")
         return scores, maps
 
     def _score(self, images: Tensor, text: Tensor) -> Scores:

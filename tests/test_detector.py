@@ -211,6 +211,15 @@ def test_a_released_file_that_does_not_say_enough(released: Path, tmp_path: Path
             "was trained with the backbone weights of sha256 1111",
         ),
         ({"model": {**origin["model"], "_target_": "os.path.Thing"}}, "names the class os.path.Thing"),
+        (
+            {"model": {**origin["model"], "_target_": "src.models.maps.torch.nn.Linear"}},
+            "names the class src.models.maps",
+        ),
+        (
+            {"model": {**origin["model"], "smoothing_sigma": {"_target_": "numpy.memmap", "mode": "w+"}}},
+            "_target_ is nothing",
+        ),
+        ({"prompts": {**origin["prompts"], "_args_": ["/tmp/x"]}}, "prompts._args_ is nothing that a training writes"),
         ({"model": {**origin["model"], "representative": "${oc.env:HOME}"}}, "must be a plain value"),
         ({"clip": {**origin["clip"], "pretrained": "/nowhere/clip.bin"}}, "/nowhere/clip.bin"),
     ]
@@ -241,9 +250,22 @@ def test_what_is_no_image_is_named(detector: AnomalyDetector, image: object, mes
         detector.predict([PIXELS, image], category="cup")  # type: ignore[list-item]
 
 
+def test_scores_that_are_no_numbers_are_refused(golden_a: Golden) -> None:
+    broken = AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a, "paths.cache_dir=/nowhere"))
+    with torch.no_grad():
+        broken.method.dual_path.backbone.clip.visual.proj.fill_(torch.nan)
+    with pytest.raises(UserError, match="the scores of 0 by sdp are not finite"):
+        broken.predict(PIXELS, "cup")
+
+
 def test_other_mistakes_are_told_in_one_line(detector: AnomalyDetector, golden_a: Golden, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected category="):
         detector.predict(PIXELS)
+    for category, message in ((5, "expected category as a text"), (["cup", "nut"], "more categories than images")):
+        with pytest.raises(UserError, match=message):
+            detector.predict([PIXELS], category=category)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="can't move to the device nodevice"):
+        detector.to("nodevice")
     with pytest.raises(UserError, match="a line of text"):
         detector.predict(PIXELS, category=" ")
     with pytest.raises(UserError, match="has no 'sdp_vsa'"):

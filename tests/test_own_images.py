@@ -114,7 +114,10 @@ def test_overlays_lie_on_photos_as_people_see_them(cli: Cli, golden_a: Golden, t
 def test_the_run_goes_on_without_what_cannot_be_read(cli: Cli, golden_a: Golden, photos: Path) -> None:
     (photos / "cup" / "broken.png").write_text("no image")
     (photos / "cup" / "phone.heic").write_bytes(b"x")
-    done = cli("predict", *golden_backbone(golden_a), f"source={photos}", OPEN_PAGE)
+    (photos / "cup" / "000.jpg").write_text("no image, and named like one")
+    (photos / "cup" / "broken.png").unlink()
+    done = cli("predict", *golden_backbone(golden_a), f"source={photos}", OPEN_PAGE, "save_overlays=true")
+    assert all((done.folder / row["overlay"]).is_file() for row in done.predictions)
     assert done.code == 1
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

@@ -15,6 +15,7 @@ from PIL import Image
 
 from datamodules.errors import UserError
 from datamodules.images import load_image
+from datamodules.paths import below
 from datamodules.photos import open_photo
 from src.callbacks.case_recorder import cases_of
 from src.callbacks.map_writer import OVERLAYS, map_names
@@ -25,7 +26,9 @@ from src.regions import Outline
 from src.report.cases import Case, Cases
 from src.report.pictures import FloatArray, UInt8Array, blended, outlined
 from src.run.journal import Name
+from src.run.predictions import iterate_predictions
 from src.run.region_files import read_outlines
+from src.run.results import PREDICTIONS_FILE
 
 
 class OverlayWriter(Callback):
@@ -75,7 +78,13 @@ def write_overlays(folder: Path, cases: Cases, outlines: Mapping[Name, Outline] 
     """
     tables = {name: cases.table(name) for name in cases.categories}
     ranges = {name: (float(table.low.min()), float(table.high.max())) for name, table in tables.items()}
-    names = map_names(cases.names())
+    targets = {name: Path(OVERLAYS, file.with_suffix(".png")) for name, file in map_names(cases.names()).items()}
+    table = folder / PREDICTIONS_FILE
+    for row in iterate_predictions(table) if table.is_file() else ():  # it has named the files as the images passed
+        if row.extras and "overlay" in row.extras:
+            targets[row.category, row.image_path] = below(folder, row.extras["overlay"], "an overlay").relative_to(
+                folder
+            )
 
     gone: list[UserError] = []
 
@@ -86,10 +95,9 @@ def write_overlays(folder: Path, cases: Cases, outlines: Mapping[Name, Outline] 
             image = _picture_of(image_file, bits, is_upright)
         except UserError as error:
             return error
-        name = names[case.category, case.image_path].with_suffix(".png")
         overlay = blended(image, anomaly_map, *ranges[case.category])
         overlay = outlined(overlay, (outlines or {}).get((case.category, case.image_path), []))
-        with replacing(folder / OVERLAYS / name, sync=False, spare=SPARE) as temporary:
+        with replacing(folder / targets[case.category, case.image_path], sync=False, spare=SPARE) as temporary:
             Image.fromarray(overlay).save(temporary, "png", compress_level=1)
         return None
 

@@ -211,7 +211,7 @@ class Backbone(nn.Module):
         tokens = self.tokenizer(list(sentences)).to(device)
         with torch.autocast(device.type, enabled=False):
             embeddings = F.normalize(encode_tokens(self.clip, tokens).float(), dim=-1)
-        if self._sentences:
+        if self._sentences and embeddings.isfinite().all():  # of damaged weights nothing is kept
             self._sentences.write(sentences, embeddings)
         return embeddings
 

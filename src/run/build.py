@@ -185,6 +185,7 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
         backbone=_describe_backbone(clip),
         clip={key: config.backbone[key] for key in ("name", "pretrained", "config")},
         image_size=clip.architecture.image_size,
+        tested_on=str(config.test_data["_target_"]),
         trained_on=describe_use(train_data),
         cut_short_by=training_shortcuts(config.trainer),
     )
@@ -279,19 +280,21 @@ def read_decisions(
     return Decisions.read(config.threshold, calibrated_for(config, method, clip, data), data.category_names)
 
 
-def describe_decisions(decisions: Decisions | None, data: AnomalyDataModule) -> dict[str, Any]:
+def describe_decisions(config: DictConfig, decisions: Decisions | None, data: AnomalyDataModule) -> dict[str, Any]:
     """The thresholds of a run, for provenance.json."""
     if decisions is None:
         return {}
+    is_number = decisions.number is not None
     return {
+        "calibration": None if is_number else {"sha256": sha256_of(Path(str(config.threshold)).expanduser())},
         "decisions": {
             name: {
                 "score_threshold": decisions.score_threshold(name),
                 "map_threshold": decisions.map_threshold(name),
-                "max_false_alarms": decisions.calibration[name].alpha if decisions.calibration else None,
+                "max_false_alarms": None if is_number else decisions.calibration[name].alpha,
             }
             for name in data.category_names
-        }
+        },
     }
 
 

@@ -181,7 +181,7 @@ def decides(key: str) -> bool:
 def _hashes(entries: dict[str, Any]) -> dict[str, Any]:
     """The hashes of data and weights among provenance's entries."""
     data = {f"data.{role}": used["sha256"] for role, used in entries.get("data", {}).items()}
-    return data | {key: (entries.get(key) or {}).get("sha256") for key in ("backbone", "checkpoint")}
+    return data | {key: (entries.get(key) or {}).get("sha256") for key in ("backbone", "checkpoint", "calibration")}
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

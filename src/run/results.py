@@ -172,6 +172,7 @@ class Provenance(TypedDict):
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]
     unreadable: NotRequired[list[str]]
+    calibration: NotRequired[dict[str, str] | None]
     decisions: NotRequired[dict[str, Decided]]
     merged_from: NotRequired[list[str]]
     files: NotRequired[dict[str, str]]

@@ -29,8 +29,8 @@ class Origin(TypedDict, total=False):
     """What trained parameters say about themselves; a file of the reference says nothing.
 
     `model`, `prompts`, `backbone` and `image_size` are what they were trained with, `clip` says how the backbone was
-    found (`backbone.name`, `pretrained` and `config`), `trained_on` the data, `cut_short_by` the
-    settings under which less was done than the data hold, `epochs` how many were done.
+    found (`backbone.name`, `pretrained` and `config`), `trained_on` is the data and `tested_on` the class of the
+    benchmark, `cut_short_by` the settings under which less was done than the data hold, `epochs` how many were done.
     """
 
     model: dict[str, Any]
@@ -38,6 +38,7 @@ class Origin(TypedDict, total=False):
     backbone: WeightsRecord
     clip: dict[str, str | None]
     image_size: int
+    tested_on: str
     trained_on: DataUse
     cut_short_by: list[str]
     epochs: int

@@ -134,4 +134,5 @@ def effective_precision(trainer: DictConfig) -> str:
     accelerator = trainer.get("accelerator", "auto")
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
-    return "bf16-mixed" if on_cpu and precision in ("16", "16-mixed") else precision
+    precision = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+    return "bf16-mixed" if on_cpu and precision == "16-mixed" else precision

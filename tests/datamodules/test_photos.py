@@ -215,3 +215,29 @@ def test_tiles_that_cannot_be(tmp_path: Path, tile: int, overlap: float) -> None
 def test_a_category_is_a_line_of_text(tmp_path: Path, category: str) -> None:
     with pytest.raises(UserError, match="Expected a category to be a line of text"):
         Photos(tmp_path, category=category)
+
+
+def test_brackets_in_the_folder_that_one_is_in_are_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "[lab]" / "photos" / "cup" / "1.png")
+    monkeypatch.chdir(tmp_path / "[lab]")
+    assert names("photos/*/*.png") == [("cup", "cup/1.png")]
+
+
+def test_a_category_of_a_csv_is_a_line_of_text(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('image_path,category\na.png,"two\nlines"\n')
+    with pytest.raises(UserError, match=r"a category in line 3 of .*list\.csv to be a line of text"):
+        names(tmp_path / "list.csv")
+
+
+def test_tags_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
+    save(tmp_path / "good.png")
+    save(tmp_path / "bad.png", exif=b"no tags")
+    (batch,) = Photos(tmp_path, category="cup", image_size=8, num_workers=0).predict_dataloader()
+    assert batch["image_path"] == ["good.png"]
+    assert "its EXIF tags can't be read" in batch["unreadable"][0][2]
+
+
+def test_more_tiles_than_memory_are_refused() -> None:
+    transform = PhotoTransform(24, (0, 0, 0), (1, 1, 1), tile=16, overlap=0.95)
+    with pytest.raises(UserError, match="take a larger tile or a smaller overlap"):
+        transform(Image.new("L", (400, 400)))
