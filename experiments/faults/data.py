@@ -205,8 +205,8 @@ def empty_mask_is_told(place: Place) -> None:
 
 
 def a_list_for_a_category(place: Place) -> None:
-    """`test_data.category=[a,b]` is no name."""
-    place.refused("predict", f"test_data.root={place.mvtec / 'candle'}", "test_data.category=[a,b]", word="category")
+    """A list is no name; `test_data.category=[a,b]` would be one, taken as it is typed."""
+    place.refused("predict", f"test_data.root={place.mvtec / 'candle'}", "test_data={category:[a,b]}", word="category")
 
 
 def a_number_for_a_category(place: Place) -> None:
