@@ -110,12 +110,11 @@ class AnomalyDetector:
         self._transform = PhotoTransform(
             self._photos.image_size, self._photos.mean, self._photos.std, self._photos.tile, self._photos.overlap
         )
-        self._scorer = Scorer(
-            self.method,
-            self._photos.batch_size,
-            getattr(torch, config.feature_cache.dtype),
-            self._photos.mean,
-            self._photos.std,
+        dtype = getattr(torch, config.feature_cache.dtype)
+        # A single image need not wait for a batch that is filled up, as in src.predict of a single file.
+        self._single, self._scorer = (
+            Scorer(self.method, rows, dtype, self._photos.mean, self._photos.std)
+            for rows in (1, self._photos.batch_size)
         )
         self._warnings = Warnings()
         self._texts: dict[str, Tensor] = {}
@@ -284,7 +283,9 @@ class AnomalyDetector:
             batch = collate_photos(samples)
             batch["image"] = batch["image"].to(self._device)
             with torch.inference_mode(), self._precision():
-                scores, maps = self._scorer(batch, self._text(batch["category"]))
+                is_single = len(some) == 1 and some[0][0] == 0 and not self._photos.tile
+                scorer = self._single if is_single else self._scorer
+                scores, maps = scorer(batch, self._text(batch["category"]))
             for row, score in enumerate(scores.single_score.tolist()):
                 yield score, maps[row].float(), batch["size"][row], batch["category"][row]
 
