@@ -145,6 +145,7 @@ def test_predictions_are_decided_on(cli: Cli, calibrated: tuple[list[str], Finis
     assert not (number.folder / "regions.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -168,6 +169,7 @@ def test_it_counts_for_its_settings_only(
     assert named in error
 
 
+@pytest.mark.slow
 def test_rates_of_a_test_are_those_of_counting(cli: Cli, calibrated: tuple[list[str], Finished, Path]) -> None:
     options, made, images = calibrated
     folder = ["data@test_data=folder", f"test_data.root={images}", "test_data.category=cup"]

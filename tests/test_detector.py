@@ -150,6 +150,7 @@ def test_many_threads_get_what_one_gets(golden_a: Golden) -> None:
     assert [found[number] for number in range(len(work))] == expected
 
 
+@pytest.mark.slow
 def test_tiles(golden_a: Golden, cli: Cli, tmp_path: Path) -> None:
     large = draw(tmp_path / "large", 1, size=(100, 70))
     options = ["tile=32", "overlap=0.25"]
@@ -191,6 +192,7 @@ def with_origin(file: Path, target: Path, **changes: object) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_released_file_is_enough(released: Path) -> None:
     alone = AnomalyDetector.from_weights(released)
     named = AnomalyDetector.from_experiment("sdp_plus_demo", ckpt_path=released)
@@ -200,6 +202,7 @@ def test_a_released_file_is_enough(released: Path) -> None:
     assert np.array_equal(ours.anomaly_map, theirs.anomaly_map)
 
 
+@pytest.mark.slow
 def test_a_released_file_that_does_not_say_enough(released: Path, tmp_path: Path) -> None:
     file = tmp_path / "changed.safetensors"
     with safe_open(released, framework="pt") as opened:
@@ -297,6 +300,7 @@ def test_a_calibration_counts_for_its_settings_and_categories_only(golden_a: Gol
         AnomalyDetector.from_experiment("sdp_mvtec", overrides=other, threshold=tmp_path / "calibration.json")
 
 
+@pytest.mark.slow
 def test_a_calibration_counts_for_its_trained_weights_only(released: Path, tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     one = AnomalyDetector.from_weights(released)

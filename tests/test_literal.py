@@ -113,6 +113,7 @@ def test_a_name_for_wandb_has_no_added_quotes(cli: Cli, golden_a: Golden, tmp_pa
     assert "category=nut, [5 mm]" in cli.ok("predict", *options).provenance["identity"]["name"]
 
 
+@pytest.mark.slow
 def test_the_command_of_a_trial_can_be_typed(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     photos = draw(tmp_path / "a, [b]", 2)
     options = [*golden_backbone(golden_a), f"source='{photos}'", "category='nut, 5 mm',bolt"]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from src.regions import region_from
@@ -18,6 +19,7 @@ from tests.report.pages import pictures_of
 OPEN_PAGE = "callbacks.report={_target_: src.callbacks.report.Report, max_images: 2000}"
 
 
+@pytest.mark.slow
 def test_a_calibrated_prediction_leaves_its_regions(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for folder, count in (("good", 4), ("new", 6)):

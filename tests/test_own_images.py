@@ -57,6 +57,7 @@ def test_maps_and_scores_are_those_of_a_test(cli: Cli, golden_a: Golden, tmp_pat
     assert all(abs(float(row["single_score"]) - scores[row["image_path"]]) < 1e-6 for row in predicted.predictions)
 
 
+@pytest.mark.slow
 def test_the_experiments_prompts_count_for_photos_too(cli: Cli, golden_a: Golden, photos: Path) -> None:
     """VisA's DBSCAN takes all sentences, others' does not: photos of an experiment on VisA are scored as VisA is."""
     common = [*golden_backbone(golden_a), f"source={photos}", "category=cup", "model.representative=dbscan"]
@@ -190,6 +191,7 @@ def test_a_run_that_was_stopped_goes_on(
     assert all(name in pages[1] for name in ("cup/000.png", "metal nut/002.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["a map", "the recorded pictures"])
 def test_what_was_lost_in_between_is_done_again(
     cli: Cli, golden_a: Golden, photos: Path, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -251,6 +253,7 @@ def test_two_processes_write_what_one_does(cli: Cli, golden_a: Golden, photos: P
     assert sorted(path.name for path in (cli.folder / "two").glob("*")) == sorted(p.name for p in one.folder.glob("*"))
 
 
+@pytest.mark.slow
 def test_parts_of_a_prediction_with_decisions_are_the_whole(
     cli: Cli, golden_a: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +272,7 @@ def test_parts_of_a_prediction_with_decisions_are_the_whole(
         assert (tmp_path / "merged" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_copies_do_not_count_as_images_without_a_word(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     good = draw(tmp_path / "good", 4)
     for number in range(4):

@@ -106,6 +106,7 @@ def test_a_cached_run_is_an_uncached_run(train: Runs) -> None:
     assert served["train"]["key"] == cold.provenance["feature_cache"]["test"]["key"]
 
 
+@pytest.mark.slow
 def test_parameters_that_move_to_a_device_can_still_be_trained(train: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = train(OFF)
 
@@ -121,6 +122,7 @@ def test_parameters_that_move_to_a_device_can_still_be_trained(train: Runs, monk
     assert results(plain) == results(cold)
 
 
+@pytest.mark.slow
 def test_only_what_is_read_is_kept(train: Runs, cli: Cli) -> None:
     train()
     parts = [path.parts[-3] for path in files(cli)]
@@ -151,6 +153,7 @@ def test_masks_of_other_sizes_need_no_tower(train: Runs) -> None:
         assert results(plain) == results(cached)
 
 
+@pytest.mark.slow
 def test_what_decides_the_features_decides_the_key(train: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
     others = ["optimizer.lr=1e-3", "seed=1", "model.smoothing_sigma=2"]

@@ -56,6 +56,7 @@ def test_the_slider_starts_at_the_decisions(cli: Cli, golden_a: Golden, tmp_path
     assert f"cup: an image is anomalous above {scores[4]:.4g}, as was given" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [5, 11, 11.5, 5.5, -1])
 def test_the_curve_has_a_point_for_the_decisions(cli: Cli, golden_a: Golden, tmp_path: Path, place: float) -> None:
     """The page reads rates off the curve: at the threshold they are those of metrics.json, also beyond all scores."""
