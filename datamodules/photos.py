@@ -97,7 +97,7 @@ class Photos(AnomalyDataModule):
         if self.data_set is None:
             return PHOTOS
         module, _, name = self.data_set.rpartition(".")
-        return str(getattr(getattr(importlib.import_module(module), name), "name", None) or PHOTOS)
+        return str(getattr(getattr(importlib.import_module(module), name, None), "name", None) or PHOTOS)
 
     @property
     def loaded_together(self) -> int:

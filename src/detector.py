@@ -43,6 +43,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": t
 _END = object()
 _CLASSES = (("model", "_target_"), ("prompts", "_target_"))  # the only classes that a file may name,
 _OWN = r"src\.models\.\w+\.\w+"  # and where they come from
+_OWN_DATA = r"datamodules\.(mvtec|visa|folder|demo\.data)\.\w+"  # whose modules are imported
 _BY_NAME = "open it by from_experiment(NAME, ckpt_path=FILE)"
 
 
@@ -399,6 +400,8 @@ def _checked(origin: Origin, path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {'.'.join(keys)} must be a plain value, but is '{value}'")
         if keys and keys[-1].startswith("_") and keys not in _CLASSES:  # what Hydra would call, or call with
             raise UserError(f"{path}: {'.'.join(keys)} is nothing that a training writes; {_BY_NAME}")
+    if re.fullmatch(_OWN_DATA, str(content.get("tested_on"))) is None:  # its module would be imported
+        content.pop("tested_on", None)
     for keys in _CLASSES:
         target = str(content[keys[0]].get("_target_"))
         if re.fullmatch(_OWN, target) is None:

@@ -203,7 +203,9 @@ def test_a_released_file_is_enough(released: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_released_file_that_does_not_say_enough(released: Path, tmp_path: Path) -> None:
+def test_a_released_file_that_does_not_say_enough(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "changed.safetensors"
     with safe_open(released, framework="pt") as opened:
         origin = json.loads(opened.metadata()["origin"])
@@ -229,6 +231,9 @@ def test_a_released_file_that_does_not_say_enough(released: Path, tmp_path: Path
     for changes, message in cases:
         with pytest.raises(UserError, match=re.escape(message)):
             AnomalyDetector.from_weights(with_origin(released, file, **changes))
+    (tmp_path / "stranger.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    AnomalyDetector.from_weights(with_origin(released, file, tested_on="stranger.Data")).predict(PIXELS, "coin")
     with pytest.raises(UserError, match="the file says which method"):
         AnomalyDetector.from_weights(released, overrides=["model.smoothing_sigma=3"])
 
