@@ -177,15 +177,7 @@ class AnomalyDataModule(LightningDataModule):
         Raises:
             UserError: anything that is wrong with the options or the files, short of their content.
         """
-        options.check_options(
-            split=(self.split, self.splits),
-            transforms=self.transforms,
-            image_size=self.image_size,
-            eval_size=self.eval_size,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            bits=self.bits,
-        )
+        self.check_options()
         records: list[Record] = []
         for category in self.category_names:
             own = self.read_category(category)
@@ -202,6 +194,22 @@ class AnomalyDataModule(LightningDataModule):
         if self.val_categories:
             options.check_val_categories(self.val_categories, self.category_names)
         return records
+
+    def check_options(self) -> None:
+        """Check the options that need no file.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        options.check_options(
+            split=(self.split, self.splits),
+            transforms=self.transforms,
+            image_size=self.image_size,
+            eval_size=self.eval_size,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            bits=self.bits,
+        )
 
     @property
     def tested_records(self) -> list[Record]:

@@ -291,10 +291,10 @@ add images, or promise 0.048 or more
     """
     needed = images_needed(max_false_alarms)
     if count < needed:
-        possible = math.ceil(1000 / (count + 1)) / 1000
+        possible = f", or promise {math.ceil(1000 / (count + 1)) / 1000} or more" if count else ""
         raise UserError(
             f"max_false_alarms={max_false_alarms} takes {needed} images without defects, but there are {count} of "
-            f"{category}; add images, or promise {possible} or more"
+            f"{category}; add images{possible}"
         )
 
 

@@ -166,6 +166,8 @@ def _with_photos(config: DictConfig, data_set: str | None) -> DictConfig:
         UserError: there is neither a source nor a data set's folder.
     """
     data = config.get("test_data") or {}
+    if not isinstance(data, (dict, DictConfig)):
+        return config  # of a wrong type, as is told below
     if config.get("source") is None:
         if config.get("category") is not None or config.get("tile") is not None:
             raise UserError("category and tile are of the images in source=PATH, which is missing")

@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from datamodules.errors import UserError, reason_of
-from datamodules.images import from_array, from_picture
+from datamodules.images import UNREADABLE, from_array, from_picture
 from datamodules.options import check_line
 from datamodules.photos import Photos, PhotoTransform, Warnings, collate_photos, open_photo
 from src import environment
@@ -99,10 +99,12 @@ class AnomalyDetector:
         environment.compute_in_float32()
         self._config = config
         clip = build.find_backbone(config)
-        self._photos: Photos = build.make_data(config.test_data, clip)  # type: ignore[assignment]
+        with _told():
+            self._photos: Photos = build.make_data(config.test_data, clip)  # type: ignore[assignment]
+        self._photos.check_options()
         self._clip: BackboneSource = build.find_weights(config, clip)
         _check_backbone(self._clip, backbone_sha256)
-        with isolate_rng(include_cuda=False):  # the caller's random numbers are the caller's
+        with isolate_rng():  # the caller's random numbers are the caller's
             self.method: Method = build.build_method(config, self._clip)
         self.origin = build.load_weights(config, self.method, self._clip)
         self.method.eval()
@@ -121,6 +123,7 @@ class AnomalyDetector:
         self._texts: dict[str, Tensor] = {}
         self._lock = threading.Lock()
         self._device = torch.device("cpu")
+        threshold = config.threshold if threshold is None else threshold
         if threshold is not None:
             self.use_threshold(threshold)
 
@@ -168,10 +171,14 @@ class AnomalyDetector:
         path = Path(file).expanduser()
         origin = read_trained_weights(path).origin
         config = _composed(overrides, ckpt_path=path, origin=_checked(origin, path))
-        return cls(config, threshold, origin["backbone"]["sha256"] or "random weights")
+        return cls(config, threshold, origin["backbone"]["sha256"])
 
     def to(self, device: str | torch.device) -> Self:
-        """Move it to a device, such as `cuda`. Not while another thread predicts."""
+        """Move it to a device, such as `cuda`. Not while another thread predicts.
+
+        Raises:
+            UserError: there is no such device, or the calibration does not belong to the precision there.
+        """
         with self._lock:
             try:
                 self.method.to(device)
@@ -179,6 +186,8 @@ class AnomalyDetector:
                 raise UserError(f"can't move to the device {device}: {reason_of(error)}") from error
             self._device = torch.device(device)
             self._texts.clear()
+            if self.calibration is not None:
+                self._take(self.calibration)  # the precision may be another there
         return self
 
     def predict(
@@ -280,7 +289,7 @@ class AnomalyDetector:
             samples = []
             for number, image, name in some:
                 photo = _photo(image, number, self._photos.bits, self._warnings)
-                samples.append({**self._transform(photo), "category": name, "image_path": str(number)})
+                samples.append({**self._transform(photo), "category": name, "image_path": f"image {number}"})
             batch = collate_photos(samples)
             batch["image"] = batch["image"].to(self._device)
             with torch.inference_mode(), self._precision():
@@ -325,6 +334,22 @@ def _check_backbone(clip: BackboneSource, expected: str | None) -> None:
 
 
 @contextmanager
+def _told() -> Iterator[None]:
+    """Say in one line, as the commands do, what Hydra says in many.
+
+    Raises:
+        UserError: the block raises what is a user's mistake.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+@contextmanager
 def _apart() -> Iterator[None]:
     """Let a configuration be composed within another program of Hydra's, too."""
     outer = GlobalHydra.instance().hydra
@@ -346,21 +371,19 @@ def _composed(
     Raises:
         UserError: an override is none, or a value is not possible.
     """
-    try:
-        with _apart():
-            config = compose("predict", [*overrides, "paths.output_dir=."])
-            data_set = data_set_of(overrides)
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        raise UserError(line) from error
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if own := sorted(given & {"source", "category"}):
+        raise UserError(f"{', '.join(own)}: images and their category are arguments of predict; leave it out")
+    with _told(), _apart():
+        config = compose("predict", [*overrides, "paths.output_dir=."])
+        data_set = data_set_of(overrides)
+    OmegaConf.set_struct(config, False)
     config.logger, config.callbacks = None, None  # they have values only inside a run
     config.source, config.category = ".", "object"
     if ckpt_path is not None:
         config.ckpt_path = str(ckpt_path)
     if origin is not None:
-        _settle(config, origin, {override.lstrip("+").partition("=")[0] for override in overrides})
+        _settle(config, origin, given)
     return validate(config, "predict", data_set or (origin or {}).get("tested_on"))
 
 
@@ -373,7 +396,6 @@ def _settle(config: DictConfig, origin: Mapping[str, Any], given: Collection[str
     own = sorted(key for key in given if key.startswith(("model", "prompts")))
     if own:
         raise UserError(f"{', '.join(own)}: the file says which method and prompts it was trained with; leave it out")
-    OmegaConf.set_struct(config, False)
     config.model, config.prompts = origin["model"], origin["prompts"]
     for key, value in origin["clip"].items():
         if f"backbone.{key}" not in given and "backbone" not in given:
@@ -389,6 +411,8 @@ def _checked(origin: Origin, path: Path) -> dict[str, Any]:
         UserError: it does not say enough, or names other classes.
     """
     missing = [key for key in ("model", "prompts", "backbone") if not origin.get(key)]
+    if not missing and not origin["backbone"]["sha256"]:
+        missing = ["weights of a backbone"]  # they were random
     if missing:
         raise UserError(f"{path} does not say which {' and '.join(missing)} it belongs to; {_BY_NAME}")
     content: dict[str, Any] = dict(origin)
@@ -455,8 +479,13 @@ def _photo(image: ImageLike, number: int, bits: int | None, warn: Callable[[str]
             raise UserError(f"{name}: expected an image, but {path} is a folder; give its files, or use src.predict")
         return open_photo(path, bits, warn)
     if isinstance(image, Image.Image):
-        return from_picture(ImageOps.exif_transpose(image), name, bits, warn)
+        try:
+            return from_picture(ImageOps.exif_transpose(image), name, bits, warn)
+        except UNREADABLE as error:
+            raise UserError(f"{name}: can't read it ({error}); fetch it again") from error
     if isinstance(image, Tensor):
+        if image.is_meta or image.layout is not torch.strided:
+            raise UserError(f"{name}: expected a dense tensor with values, but got {image.layout} on {image.device}")
         values = image.detach().cpu()
         values = values.float() if values.is_floating_point() else values
         image = (values.movedim(0, -1) if values.ndim == 3 else values).numpy()

@@ -177,9 +177,8 @@ def _describe_missing(error: MissingConfigException) -> str:
 def _describe_composition(error: ConfigCompositionException) -> str:
     text, cause = str(error), error.__cause__ or error.__context__
     if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
-        return _describe_unknown(
-            cause.parent_node, str(cause.full_key), text.rpartition("To append to your config use ")[2]
-        )
+        given = typed(text.rpartition("To append to your config use ")[2])
+        return _describe_unknown(cause.parent_node, str(cause.full_key), given)
     if isinstance(cause, OmegaConfBaseException):
         first = text.partition("\n")[0].removesuffix(":")
         return f"{first}: {explain(cause)}" if first else str(explain(cause))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -29,6 +30,13 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 def overrides_of(golden: Golden, *more: str) -> list[str]:
     return [f"backbone.config={golden.config_path}", f"backbone.pretrained={golden.weights_path}", "trainer=cpu", *more]
+
+
+def cut_off() -> Image.Image:
+    """A picture whose file ends too early, which Pillow sees when it is used."""
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "png")
+    return Image.open(io.BytesIO(file.getvalue()[:-500]))
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +256,8 @@ def test_a_released_file_that_does_not_say_enough(
         (np.full((4, 5), np.nan), "image 1: expected floating-point values from 0 to 1, but got nan to nan"),
         (np.zeros((4, 5), np.int64), "image 1: expected uint8, uint16 or floating-point values, but got int64"),
         (torch.zeros(5, 4, 4), "image 1: expected the shape"),
+        (torch.zeros(4, 4).to_sparse(), "image 1: expected a dense tensor"),
+        (cut_off(), "image 1: can't read it"),
         (7, "image 1: expected a path, a Pillow image, an array or a tensor, got int"),
         (Path("/nowhere/a.png"), "/nowhere/a.png: there is no such file"),
         (Path("/tmp"), "image 1: expected an image, but /tmp is a folder"),
@@ -262,7 +272,7 @@ def test_scores_that_are_no_numbers_are_refused(golden_a: Golden) -> None:
     broken = AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a, "paths.cache_dir=/nowhere"))
     with torch.no_grad():
         broken.method.dual_path.backbone.clip.visual.proj.fill_(torch.nan)
-    with pytest.raises(UserError, match="the scores of 0 by sdp are not finite"):
+    with pytest.raises(UserError, match="the scores of image 0 by sdp are not finite"):
         broken.predict(PIXELS, "cup")
 
 
@@ -280,6 +290,18 @@ def test_other_mistakes_are_told_in_one_line(detector: AnomalyDetector, golden_a
         AnomalyDetector.from_experiment("sdp_vsa")
     with pytest.raises(UserError, match="unknown configuration key"):
         AnomalyDetector.from_experiment("sdp_visa", overrides=["sede=7"])
+    for override, message in (
+        ("tile=8", "Expected tile to be"),
+        ("test_data.batch_size=0", "Expected batch_size to be 1 or more"),
+        ("test_data=demo", "test_data"),
+        ("source=a.png", "arguments of predict"),
+    ):
+        with pytest.raises(UserError, match=message):
+            AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a, override))
+    given = AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a, "threshold=-99"))
+    assert given.predict(PIXELS, "cup")[0].is_anomalous
+    with pytest.raises(UserError, match=r"there are 0 of cup; add images$"):
+        detector.calibrate([], "cup")
     with pytest.raises(UserError, match="needs trained projections"):
         AnomalyDetector.from_experiment("sdp_plus_mvtec", overrides=overrides_of(golden_a))
     with pytest.raises(UserError, match="there is no file"):
@@ -339,3 +361,15 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
     assert names["found"]
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the demo's CLIP in the place of one that has to be downloaded."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    [lines] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(PIXELS).save(name)
+    names: dict[str, object] = {}
+    exec(lines.replace('"sdp_visa"', '"sdp_demo"'), names)
+    assert [one.category for one in names["predictions"]] == ["metal nut"] * 2  # type: ignore[attr-defined]

@@ -181,3 +181,7 @@ def test_odd_names_under_two_processes(cli: Cli, golden_a: Golden, tmp_path: Pat
     provenance = json.loads((folders[1] / "provenance.json").read_text())
     assert provenance["device"]["processes"] == 2
     assert provenance["config"]["ckpt_path"] == str(weights)
+
+
+def test_a_hint_shows_what_to_type(cli: Cli) -> None:
+    assert "+callbacks.mine.root=a,b" in cli.error("eval", "callbacks.mine.root=a,b")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from datamodules.base import AnomalyDataModule
+from datamodules.samplers import own_slice
 from src.processes import is_first, say
 
 _PAUSE = 30.0  # seconds between two lines where there is no terminal
@@ -39,7 +40,8 @@ class ImageProgress(RichProgressBar):
         """Show how many images there are: this process's share, without those of an earlier part of the run."""
         data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
         records = [one for one in data.tested_records if data.name_of(one) not in data.left_out]
-        self._total = -(-len(records) // trainer.world_size)
+        own = own_slice(len(records), data.batch_size, trainer.global_rank, trainer.world_size)
+        self._total = max(own.stop - own.start, 1)  # a process without images has a batch that fills in
         self._done, self._started = 0, time.monotonic()
         self._told = self._started
         if not is_first() or self.is_disabled:

@@ -21,7 +21,7 @@ def trainer_of(folder: Path, count: int) -> Any:
         Image.new("RGB", (4, 4)).save(folder / f"{number}.png")
     data = Photos(folder, category="cup", num_workers=0)
     data.leave_out([("cup", "0.png")])
-    return SimpleNamespace(datamodule=data, world_size=1)
+    return SimpleNamespace(datamodule=data, world_size=1, global_rank=0)
 
 
 def show(bar: ImageProgress, trainer: Any) -> None:
@@ -59,3 +59,14 @@ def test_a_log_has_a_line_now_and_then(
     bar.on_predict_end(trainer, None)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "3 of 8 images, 0.1 images/s, 58 s left\n"
     assert screen.getvalue() == ""
+
+
+def test_each_process_counts_its_own_batches(tmp_path: Path) -> None:
+    """Of nine images one is done: eight in batches of three are 3 and 5 for two processes."""
+    trainer = trainer_of(tmp_path, 9)
+    trainer.datamodule.batch_size, trainer.world_size = 3, 2
+    screen = io.StringIO()
+    bar = ImageProgress(Console(file=screen, force_terminal=True, width=100))
+    bar.on_predict_start(trainer, None)  # type: ignore[arg-type]
+    bar.on_predict_end(trainer, None)  # type: ignore[arg-type]
+    assert "0/3" in screen.getvalue()
