@@ -44,6 +44,7 @@ def detector(golden_a: Golden) -> AnomalyDetector:
     return AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a, "test_data.batch_size=4"))
 
 
+@pytest.mark.slow
 def test_maps_scores_and_decisions_are_those_of_the_command(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     good, photos = draw(tmp_path / "good", 9), draw(tmp_path / "photos", 6)
     common = ["+exp=sdp_mvtec", *golden_backbone(golden_a), "category=metal nut"]

@@ -345,6 +345,7 @@ def test_a_resumed_run_goes_on_in_its_table(cli: Cli, train: list[str], monkeypa
     assert [step for step, _ in losses(whole)] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_run_of_wandb(cli: Cli, train: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     train = [*train, "logger=wandb", "logger.wandb.offline=true"]
@@ -378,6 +379,7 @@ def test_a_killed_run_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> 
     assert not [path.name for path in temporary.iterdir() if "wandb" in path.name]
 
 
+@pytest.mark.slow
 def test_a_dead_process_of_loading_is_told_in_one_line(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -334,6 +334,7 @@ def test_weights_remember_that_their_training_was_cut_short(cli: Cli, options: l
     assert "images of pcb1, cut short by limit_train_batches=1) -> test" in protocol["line"]
 
 
+@pytest.mark.slow
 def test_weights_that_were_trained_with_other_settings_are_warned_of(
     cli: Cli, options: list[str], recwarn: pytest.WarningsRecorder
 ) -> None:

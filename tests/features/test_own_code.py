@@ -125,6 +125,7 @@ def check(cli: Cli, options: list[str], *overrides: str, hits: int | None, name:
     assert found == hits
 
 
+@pytest.mark.slow
 def test_an_edit_of_ones_own_method_shows(cli: Cli, options: list[str], write: Write) -> None:
     write(__init__="", method=PLAIN, scale="SCALE = 3")
     cli.ok("train", *options, "model._target_=src.models.sdp_plus.SDPPlus", name="project")

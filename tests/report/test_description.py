@@ -142,6 +142,7 @@ def test_a_prediction_has_what_there_is(cli: Cli, options: list[str], data: Path
     assert len(shown) == len(run.predictions)
 
 
+@pytest.mark.slow
 def test_features_from_a_cache_have_their_images_read_again(
     tested: tuple[Finished, Description, dict], cli: Cli, options: list[str]
 ) -> None:
