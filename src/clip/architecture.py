@@ -10,7 +10,7 @@ from datamodules.errors import UserError
 
 STAGES = 4
 
-# Settings of open_clip's vision_cfg under which a tower is not the plain ViT whose blocks the dual path reads.
+# Settings of open_clip's vision_cfg under which a tower is not the plain ViT whose blocks the methods read.
 _NOT_PLAIN = {
     "attentional_pool": "pools with attention",
     "final_ln_after_pool": "normalises after pooling",
@@ -31,7 +31,7 @@ class Architecture:
         name: open_clip's model name.
         image_size: side of the square input in pixels.
         patch_size: side of a patch in pixels.
-        depth: number of transformer blocks, a multiple of the four stages.
+        depth: number of transformer blocks.
         width: channels of the tower's tokens (W).
         embed_dim: channels of the joint embedding (D).
 
@@ -52,9 +52,14 @@ class Architecture:
         """Patches along one side; P is its square."""
         return self.image_size // self.patch_size
 
+    @property
+    def quarters(self) -> list[int]:
+        """The blocks at 1/4, 2/4, 3/4 and 4/4 of the depth, counted from 1, where most methods read their levels."""
+        return sorted({max(self.depth * quarter // STAGES, 1) for quarter in range(1, STAGES + 1)})
+
 
 def read_architecture(name: str, config: Mapping[str, Any], image_size: int | None = None) -> Architecture:
-    """Take the measures from an open_clip model configuration and refuse towers that the dual path can't run.
+    """Take the measures from an open_clip model configuration and refuse towers that the methods can't read.
 
     Args:
         name: the model's name, for messages.
@@ -62,8 +67,7 @@ def read_architecture(name: str, config: Mapping[str, Any], image_size: int | No
         image_size: another input size than the configuration's, in pixels; None keeps it.
 
     Raises:
-        UserError: the tower is no plain ViT, its depth can't be cut into four stages, or the image size does not fit
-            the patches.
+        UserError: the tower is no plain ViT, or the image size does not fit the patches.
 
     Example:
         >>> config = {"embed_dim": 512, "vision_cfg": {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}}
@@ -79,11 +83,6 @@ def read_architecture(name: str, config: Mapping[str, Any], image_size: int | No
     for key, value in (("layers", depth), ("patch_size", patch_size), ("image_size", size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"backbone {name}: {key} must be one positive number, but got {value}")
-    if depth % STAGES:
-        raise UserError(
-            f"backbone {name} has {depth} blocks, which can't be cut into {STAGES} equal stages; "
-            f"choose a tower whose depth is a multiple of {STAGES}, such as ViT-B-16-plus-240"
-        )
     if size % patch_size:
         below = size // patch_size * patch_size
         raise UserError(
@@ -93,7 +92,25 @@ def read_architecture(name: str, config: Mapping[str, Any], image_size: int | No
     return Architecture(name, size, patch_size, depth, int(vision.get("width", 768)), int(config["embed_dim"]))
 
 
-def check_feature_layers(feature_layers: Sequence[int], architecture: Architecture) -> None:
+def check_stages(architecture: Architecture) -> None:
+    """Check that the blocks can be cut into four equal stages.
+
+    Raises:
+        ValueError: they can't.
+
+    Example:
+        >>> check_stages(Architecture("ViT-B-16", 224, 16, depth=12, width=768, embed_dim=512))
+    """
+    if architecture.depth % STAGES:
+        raise ValueError(
+            f"feature_layers end {STAGES} equal stages, but backbone {architecture.name} has {architecture.depth} "
+            f"blocks; choose a tower whose depth is a multiple of {STAGES}, such as ViT-B-16-plus-240, or another model"
+        )
+
+
+def check_feature_layers(
+    feature_layers: Sequence[int], architecture: Architecture, name: str = "feature_layers"
+) -> None:
     """Check that the levels are block numbers, counted from 1, in rising order.
 
     Raises:
@@ -111,11 +128,29 @@ def check_feature_layers(feature_layers: Sequence[int], architecture: Architectu
     is_list = isinstance(feature_layers, Sequence) and not isinstance(feature_layers, str)
     if not (is_list and feature_layers and all(isinstance(n, int) and 1 <= n <= depth for n in feature_layers)):
         raise ValueError(
-            f"feature_layers must be a list of block numbers from 1 to {depth} for {architecture.name}, "
+            f"{name} must be a list of block numbers from 1 to {depth} for {architecture.name}, "
             f"but got {feature_layers}"
         )
     if list(feature_layers) != sorted(set(feature_layers)):
-        raise ValueError(f"feature_layers must rise and not repeat, but got {feature_layers}")
+        raise ValueError(f"{name} must rise and not repeat, but got {feature_layers}")
+
+
+def chosen_layers(
+    layers: Sequence[int] | None, default: Sequence[int], architecture: Architecture, name: str = "feature_layers"
+) -> list[int]:
+    """The levels that a method reads: those that were given, or else its own.
+
+    Raises:
+        ValueError: see `check_feature_layers`.
+
+    Example:
+        >>> architecture = Architecture("ViT-B-16", 224, 16, depth=12, width=768, embed_dim=512)
+        >>> chosen_layers(None, architecture.quarters, architecture)
+        [3, 6, 9, 12]
+    """
+    chosen = default if layers is None else layers
+    check_feature_layers(chosen, architecture, name)
+    return list(chosen)
 
 
 def _require_plain_vit(name: str, vision: Mapping[str, Any]) -> None:
@@ -132,6 +167,6 @@ def _require_plain_vit(name: str, vision: Mapping[str, Any]) -> None:
         reason = next((text for key, text in _NOT_PLAIN.items() if vision.get(key)), "")
     if reason:
         raise UserError(
-            f"backbone {name} can't run: its image tower {reason}, and the dual path needs open_clip's plain ViT; "
+            f"backbone {name} can't run: its image tower {reason}, and the methods need open_clip's plain ViT; "
             "choose one such as ViT-B-16-plus-240, ViT-B-16, ViT-L-14 or ViT-L-14-336"
         )

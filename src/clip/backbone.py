@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from datamodules.errors import UserError, reason_of
 from src.clip import text_tower
 from src.clip.architecture import Architecture, read_architecture
-from src.clip.loading import values_from, without
+from src.clip.loading import replaced, values_from, without
 from src.clip.sentence_cache import SentenceCache
 from src.clip.text_tower import encode_tokens
 from src.clip.weights import Weights, locate_weights
@@ -33,6 +34,11 @@ with without("wandb"):  # timm imports it unasked: a second, and folders in the 
     from open_clip import factory
 
 _OWN_FILES = "package:"
+POSITION_RESIZES = {
+    "bicubic_antialias": {"interpolation": "bicubic", "antialias": True},  # open_clip's own way
+    "bilinear": {"interpolation": "bilinear", "antialias": False},
+}
+"""How the weights' position embeddings are brought to another grid; corners are not aligned."""
 _INSTALLED = Path(__file__).resolve().parents[2]
 
 
@@ -42,14 +48,16 @@ class BackboneSource(NamedTuple):
     Attributes:
         architecture: measures of the image tower at the chosen image size.
         config: open_clip's model configuration.
-        own_config: whether `config` is the user's file and not one that open_clip ships.
+        own_config: whether `config` is another than the one that open_clip ships under that name.
         weights: the file, its preprocessing statistics and its activation.
+        position_resize: one of `POSITION_RESIZES`.
     """
 
     architecture: Architecture
     config: dict[str, Any]
     own_config: bool
     weights: Weights
+    position_resize: str = "bicubic_antialias"
 
 
 def describe_text_tower(source: BackboneSource, weights_sha256: str) -> str:
@@ -70,6 +78,8 @@ def find_backbone(
     config: str | None = None,
     image_size: int | None = None,
     *,
+    quick_gelu: bool | None = None,
+    position_resize: str | None = None,
     downloads: bool = True,
 ) -> BackboneSource:
     """Look a backbone up: its architecture first, since that is cheap, then its weights' file (downloaded if need be).
@@ -80,10 +90,12 @@ def find_backbone(
         config: optional JSON file with an own architecture (`embed_dim`, `vision_cfg`, `text_cfg`). For both files,
             `package:a/b` means a/b in the folder that holds this project's packages.
         image_size: side of the input in pixels; None is the architecture's own.
+        quick_gelu: whether the activation is QuickGELU; None is as the architecture and the tag say.
+        position_resize: one of `POSITION_RESIZES`, for weights of another image size; None is open_clip's way.
         downloads: whether to fetch a file that is not here; if not, it is left out.
 
     Raises:
-        UserError: unknown name or tag, a tower that can't run, a file that isn't there, no network.
+        UserError: unknown name, tag or way to resize, a tower that can't run, a file that isn't there, no network.
 
     Example:
         >>> source = find_backbone("ViT-B-16", pretrained=None, image_size=240)
@@ -91,6 +103,10 @@ def find_backbone(
         (15, None)
     """
     pretrained, config = _path_of(pretrained), _path_of(config)
+    position_resize = position_resize or next(iter(POSITION_RESIZES))
+    if position_resize not in POSITION_RESIZES:
+        names = ", ".join(POSITION_RESIZES)
+        raise UserError(f"backbone.position_resize must be one of {names}, or null, but got '{position_resize}'")
     # open_clip takes a name with a colon for a place to look in (hf-hub:, local-dir:), and one with a slash for a path.
     is_name = not set(name) & set(":/")
     model_config = None
@@ -110,7 +126,11 @@ def find_backbone(
         known_tags=open_clip.list_pretrained_tags_by_model(name),
         download=open_clip.download_pretrained if downloads else None,
     )
-    return BackboneSource(architecture, model_config, config is not None, weights)
+    is_own = config is not None
+    if quick_gelu is not None:
+        is_own |= quick_gelu is not bool(model_config.get("quick_gelu"))
+        model_config, weights = {**model_config, "quick_gelu": quick_gelu}, replace(weights, quick_gelu=quick_gelu)
+    return BackboneSource(architecture, model_config, is_own, weights, position_resize)
 
 
 class Backbone(nn.Module):
@@ -145,6 +165,7 @@ class Backbone(nn.Module):
                 torch.random.fork_rng(devices=[]),  # a seed's projections don't depend on how a tower is built
                 values_from(weights.path),
                 _registered(name, source.config if source.own_config else None),
+                _positions_resized(source.position_resize),
             ):
                 self.clip = open_clip.create_model(
                     name,
@@ -168,6 +189,11 @@ class Backbone(nn.Module):
         """The image tower's residual attention blocks, first to last."""
         return list(self.clip.visual.transformer.resblocks)
 
+    @cached_property
+    def run_block(self) -> Callable[[Any, Tensor], Tensor]:
+        """Runs a block on tokens (B, N, W), compiled if that is asked for."""
+        return torch.compile(_run_block) if self.compiled else _run_block
+
     def embed(self, images: Tensor) -> Tensor:
         """Patch, position and CLS embedding: images (B, 3, H, W), normalised -> tokens (B, 1+P, W)."""
         tokens: Tensor = self.clip.visual._embeds(images)
@@ -176,13 +202,29 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def image_tokens(self, images: Tensor) -> Tensor:
         """The tower's own tokens after its last block, CLS first: images (B, 3, H, W), normalised -> (B, 1+P, D)."""
-        tokens = self.embed(images)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.project(tokens).float()
+        depth = self.architecture.depth
+        return self.project(self.block_outputs(images, [depth])[depth]).float()
+
+    @torch.no_grad()
+    def block_outputs(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """The tower's tokens after some blocks, CLS first, without final norm and projection.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            layers: block numbers, counted from 1.
+
+        Returns:
+            (B, 1+P, W) of each layer, by its number.
+        """
+        tokens, outputs = self.embed(images), {}
+        for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            tokens = self.run_block(block, tokens)
+            if number in layers:
+                outputs[number] = tokens
+        return outputs
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Final norm and visual projection of every token: (B, 1+P, W) -> (B, 1+P, D)."""
+        """Final norm and visual projection of every token, such as (B, 1+P, W) -> (B, 1+P, D)."""
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
         return projected
 
@@ -190,9 +232,13 @@ class Backbone(nn.Module):
         """Unit-length embeddings of sentences, on the backbone's device: K strings -> (K, D) float32."""
         return self.encode_lists([sentences])[0]
 
-    @torch.no_grad()
     def encode_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Unit-length embeddings of lists of sentences: for each list of K strings (K, D) float32.
+        """Unit-length embeddings of lists of sentences: for each list of K strings (K, D) float32."""
+        return [F.normalize(embeddings, dim=-1) for embeddings in self.embed_lists(lists)]
+
+    @torch.no_grad()
+    def embed_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Embeddings of lists of sentences as the tower gives them: for each list of K strings (K, D) float32.
 
         What is not on disk goes through the tower, in full precision whatever the run's. Each list does so on its own:
         a batch's other sentences show in the last digits, and these must not depend on what is on disk.
@@ -210,7 +256,7 @@ class Backbone(nn.Module):
         device = self.clip.logit_scale.device
         tokens = self.tokenizer(list(sentences)).to(device)
         with torch.autocast(device.type, enabled=False):
-            embeddings = F.normalize(encode_tokens(self.clip, tokens).float(), dim=-1)
+            embeddings = encode_tokens(self.clip, tokens).float()
         if self._sentences and embeddings.isfinite().all():  # of damaged weights nothing is kept
             self._sentences.write(sentences, embeddings)
         return embeddings
@@ -232,6 +278,11 @@ class Backbone(nn.Module):
                 f"such as '{long[cut[0]]}'; shorten the category or the prompts",
                 stacklevel=2,
             )
+
+
+def _run_block(block: Any, tokens: Tensor) -> Tensor:
+    output: Tensor = block(tokens)
+    return output
 
 
 @cache
@@ -281,6 +332,13 @@ def _registered(name: str, config: dict[str, Any] | None) -> Iterator[None]:
             factory._MODEL_CONFIGS.pop(name, None)
             if shipped is not None:
                 factory._MODEL_CONFIGS[name] = shipped
+
+
+@contextmanager
+def _positions_resized(way: str) -> Iterator[None]:
+    """Have open_clip bring position embeddings to the model's grid in this way while it loads weights."""
+    with replaced(factory, "resize_pos_embed", partial(factory.resize_pos_embed, **POSITION_RESIZES[way])):
+        yield
 
 
 def _explain_failure(name: str, path: Path | None, error: Exception) -> str:

@@ -41,6 +41,24 @@ def values_from(path: Path | None) -> Iterator[None]:
 
 
 @contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Have a module or class another attribute within the block.
+
+    Example:
+        >>> import math
+        >>> with replaced(math, "pi", 3):
+        ...     math.pi
+        3
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
 def without(module: str) -> Iterator[None]:
     """Make an optional module look as if it were not installed, unless it is imported already.
 

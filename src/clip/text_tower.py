@@ -5,6 +5,7 @@ K sentences, T tokens of the longest, W width of the text tower, D joint embeddi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,13 +41,17 @@ def encode_tokens(clip: Any, tokens: Tensor) -> Tensor:
     return torch.cat(batches)[order.argsort()]
 
 
-def encode_embeddings(clip: Any, embeddings: Tensor, ends: Tensor) -> Tensor:
+def encode_embeddings(
+    clip: Any, embeddings: Tensor, ends: Tensor, change: Callable[[int, Tensor], Tensor] | None = None
+) -> Tensor:
     """Run a causal text tower from token embeddings, such as those of learned prompts.
 
     Args:
         clip: open_clip's model, see `has_causal_text_tower`.
         embeddings: (K, T, W), of the tokens, without positions.
         ends: (K,), where each sentence's end-of-text token is, below T.
+        change: is called in front of each block with its number, counted from 1, and the states (K, T, W), and returns
+            what the block shall read, such as states in which some tokens are learned.
 
     Returns:
         (K, D), not normalised.
@@ -61,7 +66,12 @@ def encode_embeddings(clip: Any, embeddings: Tensor, ends: Tensor) -> Tensor:
     """
     length = embeddings.shape[1]
     states = embeddings + clip.positional_embedding[:length]
-    states = clip.transformer(states, attn_mask=clip.attn_mask[:length, :length])
+    mask = clip.attn_mask[:length, :length]
+    if change is None:
+        states = clip.transformer(states, attn_mask=mask)
+    else:
+        for number, block in enumerate(clip.transformer.resblocks, start=1):
+            states = block(change(number, states), attn_mask=mask)
     sentences: Tensor = clip.ln_final(states[torch.arange(len(ends), device=ends.device), ends])  # (K, W)
     projection = clip.text_projection
     if projection is None:

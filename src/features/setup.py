@@ -86,6 +86,7 @@ def _identity(
         "weights": weights_sha256,
         "architecture": source.config,
         "quick_gelu": source.weights.quick_gelu,
+        "position_resize": source.position_resize,
         "precision": str(trainer.precision),
         "machine": identify_machine(trainer.strategy.root_device),
     }

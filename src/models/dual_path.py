@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.clip.architecture import STAGES, check_feature_layers
+from src.clip.architecture import STAGES, check_feature_layers, check_stages
 from src.clip.backbone import Backbone
 
 FeatureTap = Literal["reference", "block_output"]
@@ -62,7 +62,7 @@ class DualPath(nn.Module):
         feature_tap: `reference` or `block_output`.
 
     Raises:
-        ValueError: a block number is out of range, or the tap is unknown.
+        ValueError: the depth has no four equal stages, a block number is out of range, or the tap is unknown.
 
     Example:
         >>> from src.clip.backbone import find_backbone
@@ -74,6 +74,7 @@ class DualPath(nn.Module):
 
     def __init__(self, backbone: Backbone, feature_layers: Sequence[int], feature_tap: FeatureTap) -> None:
         super().__init__()
+        check_stages(backbone.architecture)
         check_feature_layers(feature_layers, backbone.architecture)
         if feature_tap not in FEATURE_TAPS:
             raise ValueError(f"feature_tap must be one of {', '.join(FEATURE_TAPS)}, but got '{feature_tap}'")

@@ -1,4 +1,4 @@
-"""The segmentation loss of SDP+: focal plus dice.
+"""The segmentation losses: focal and dice.
 
 B images, L levels, H x W pixels.
 """
@@ -63,9 +63,19 @@ def focal_loss(margins: Tensor, target: Tensor) -> Tensor:
         >>> focal_loss(margins, target)  # about 2 * 0.5 ** 2 * log(2)
         tensor(0.3465)
     """
-    right = torch.where(target > 0, margins, -margins).sigmoid()  # (B, L, H, W)
+    return focal_of(torch.where(target > 0, margins, -margins).sigmoid())
+
+
+def focal_of(right: Tensor) -> Tensor:
+    """The same from the probability of each pixel's right class: (B, L, H, W), in [0, 1] -> a scalar.
+
+    Example:
+        >>> import torch
+        >>> focal_of(torch.full((1, 2, 1, 2), 0.5))
+        tensor(0.3465)
+    """
     q = (1 - 2 * FOCAL_SMOOTH) * right + 2 * FOCAL_SMOOTH
-    return -((1 - q) ** 2 * q.log()).mean() * margins.shape[1]
+    return -((1 - q) ** 2 * q.log()).mean() * right.shape[1]
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import isqrt
+from math import inf, isqrt
 
 import torch
 from torch import Tensor
@@ -56,6 +56,19 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     return rows @ maps @ columns.T
 
 
+def check_sigma(smoothing_sigma: float) -> None:
+    """Refuse a standard deviation that `gaussian_blur` can't have.
+
+    Raises:
+        ValueError: it is no number, negative or not finite.
+
+    Example:
+        >>> check_sigma(0)
+    """
+    if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
+        raise ValueError(f"smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
+
+
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is kept has to serve training too
 def _blur_matrix(size: int, sigma: float) -> Tensor:
@@ -86,6 +99,37 @@ def aligned_upsampling(source: int, target: int) -> Tensor:
     positions = torch.linspace(0, source - 1, target, dtype=torch.float64)  # of the targets among the sources
     distances = (positions[:, None] - torch.arange(source)).abs()  # (target, source)
     return (1 - distances).clamp_min(0)
+
+
+def aligned_maps(values: Tensor, size: int) -> Tensor:
+    """Bring values of patches to the image's size, linearly with aligned corners.
+
+    Args:
+        values: (B, C, P), patches in row order.
+        size: of the image, in pixels.
+
+    Returns:
+        (B, C, size, size).
+
+    Example:
+        >>> import torch
+        >>> aligned_maps(torch.tensor([[[0.0, 4.0, 0.0, 4.0]]]), size=3)[0, 0, 0]
+        tensor([0., 2., 4.])
+    """
+    grids = to_grid(values.mT)  # (B, C, g, g)
+    upsample = aligned_upsampling(grids.shape[-1], size).to(grids)  # (size, g)
+    return upsample @ grids @ upsample.T
+
+
+def upsampled(values: Tensor, size: int) -> Tensor:
+    """Bring values of patches to the image's size, bilinearly, corners not aligned: (B, C, P) -> (B, C, size, size).
+
+    Example:
+        >>> import torch
+        >>> upsampled(torch.tensor([[[0.0, 4.0, 0.0, 4.0]]]), size=4)[0, 0, 0]
+        tensor([0., 1., 3., 4.])
+    """
+    return F.interpolate(to_grid(values.mT), size=(size, size), mode="bilinear", align_corners=False)
 
 
 def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:

@@ -103,6 +103,7 @@ class Method(nn.Module, ABC):
         text: what turns class names into text features.
         terms: the names of the image-level scores, in the order in which tables show them.
         fusion: how a benchmark fuses the terms, one of `src.metrics.functional.FUSIONS`.
+        authors_key: the key under which the authors' checkpoints hold the trained parameters; None if there are none.
         frozen: what the features depend on; None if training changes them. A subclass with other features has to
             say anew what they depend on; of a class outside `src` all options count, whatever it says.
     """
@@ -111,6 +112,7 @@ class Method(nn.Module, ABC):
     text: TextFeatures
     terms: Sequence[str]
     fusion: str = "single"
+    authors_key: str | None = None
     frozen: Frozen | None = None
 
     def features(self, images: Tensor) -> Features:
@@ -138,3 +140,36 @@ class Method(nn.Module, ABC):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: neither the frozen CLIP nor anything that can be computed again."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def from_authors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained parameters, by the names here, of what stands under `authors_key` of an authors' checkpoint.
+
+        Raises:
+            ValueError: they don't fit; the message begins with what is wrong.
+        """
+        return dict(state)
+
+
+class FewShotMethod(Method):
+    """A method that can also look at a few normal images of each category, its references.
+
+    What the references give are their `features`, computed as those of a test image and kept by the framework.
+
+    Attributes:
+        needs_references: whether it can't do without.
+        few_shot_fusion: how a benchmark fuses the terms where there are references; None for `fusion`.
+    """
+
+    needs_references: bool = False
+    few_shot_fusion: str | None = None
+
+    @abstractmethod
+    def score(self, features: Features, text: Tensor, references: Sequence[Features] | None = None) -> Scores:
+        """Score images by their features, given their text features (B, D, 2) and what their references gave.
+
+        Args:
+            features: of B images.
+            text: (B, D, 2).
+            references: for each of the B images the features of the K references of its category, (K, ...) each;
+                images of one category have the same object. None scores without references.
+        """

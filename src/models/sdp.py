@@ -6,22 +6,19 @@ B images, L levels, P patches, N tokens (CLS first), D embedding, H x W pixels; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.clip.architecture import STAGES
 from src.clip.backbone import Backbone
 from src.models.dual_path import DualPath, FeatureTap
-from src.models.maps import gaussian_blur, to_grid
+from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores
+from src.models.projections import CLIP_TEMPERATURE
 from src.models.prompts import Prompts
 from src.models.surgery import surgery_similarity
 from src.models.text import DBSCAN, PromptEnsemble
-
-CLIP_TEMPERATURE = 100.0
 
 
 class SDP(Method):
@@ -65,11 +62,8 @@ class SDP(Method):
         fusion: str = "min_max_sum",
     ) -> None:
         super().__init__()
-        if not isinstance(smoothing_sigma, (int, float)) or not 0 <= smoothing_sigma < inf:
-            raise ValueError(f"smoothing_sigma must be 0 or more pixels, but got {smoothing_sigma}")
-        depth = backbone.architecture.depth
-        ends_of_stages = range(depth // STAGES, depth + 1, depth // STAGES)
-        self.feature_layers = ends_of_stages if feature_layers is None else feature_layers
+        check_sigma(smoothing_sigma)
+        self.feature_layers = backbone.architecture.quarters if feature_layers is None else feature_layers
         self.text = PromptEnsemble(backbone, prompts, representative, dbscan)
         self.dual_path = DualPath(backbone, self.feature_layers, feature_tap)
         self.image_size = backbone.architecture.image_size
@@ -91,8 +85,7 @@ class SDP(Method):
     def surgery_map(self, surgery: Tensor, text: Tensor) -> Tensor:
         """The levels' anomalous similarities, summed and brought to the image's size, not smoothed: (B, H, W)."""
         similarity = sum_similarities(surgery, text)[:, 1:, 1:]  # (B, P, 1)
-        size = (self.image_size, self.image_size)
-        return F.interpolate(to_grid(similarity), size=size, mode="bilinear", align_corners=False)[:, 0]
+        return upsampled(similarity.mT, self.image_size)[:, 0]
 
     def scores_of(self, raw_map: Tensor, surgery: Tensor, text: Tensor) -> Scores:
         """Smooth a map (B, H, W) and put the image-level terms beside it; alone, an image has their sum."""

@@ -5,26 +5,30 @@ B images, L levels, P = g * g patches, W width, D embedding, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.clip.backbone import Backbone
 from src.models.losses import check_loss_weights, segmentation_loss
-from src.models.maps import aligned_upsampling, to_grid
-from src.models.method import Features, Scores, Targets
+from src.models.maps import aligned_maps
+from src.models.memory import level_distances
+from src.models.method import Features, FewShotMethod, Scores, Targets
+from src.models.projections import LevelProjections, level_margins
 from src.models.prompts import Prompts
-from src.models.sdp import CLIP_TEMPERATURE, SDP
-
-_SHORTEST = 1e-12  # a token's length is not taken as less, as in torch's normalize
+from src.models.sdp import SDP
 
 
-class SDPPlus(SDP):
+class SDPPlus(SDP, FewShotMethod):
     """SDP with tuned maps (CLIP-AD, https://arxiv.org/abs/2311.00453, section 3.3).
 
     Its map is SDP's plus, for each level, the anomalous probability of the projected original patch tokens. Its image
     score takes the CLS term from SDP.
+
+    Our own extension: with reference images the map also has, for each level, the distance of each original patch token
+    from the nearest one of the references, as APRIL-GAN's few-shot map has.
 
     Args:
         backbone: the frozen CLIP.
@@ -47,6 +51,7 @@ class SDPPlus(SDP):
     """
 
     name = "sdp_plus"
+    authors_key = "linear_layers"
 
     def __init__(
         self, backbone: Backbone, prompts: Prompts, focal_weight: float = 1.0, dice_weight: float = 1.0, **settings: Any
@@ -65,11 +70,14 @@ class SDPPlus(SDP):
         original = torch.stack([level.original[:, 1:] for level in levels], dim=1)  # (B, L, P, W)
         return {"original": original, "surgery": torch.stack([level.surgery for level in levels], dim=1)}
 
-    def score(self, features: Features, text: Tensor) -> Scores:
-        """Score images by both kinds of tokens, given their text features (B, D, 2)."""
+    def score(self, features: Features, text: Tensor, references: Sequence[Features] | None = None) -> Scores:
+        """Score images by both kinds of tokens, given their text features (B, D, 2), see `FewShotMethod`."""
         original, surgery = features["original"], features["surgery"]
         with torch.autocast(original.device.type, enabled=False):
             tuned_map = self.margins(original, text).sigmoid().sum(dim=1)  # (B, H, W)
+            if references is not None:
+                distances = level_distances(original, [own["original"] for own in references])  # (B, L, P)
+                tuned_map = tuned_map + aligned_maps(distances, self.image_size).sum(dim=1)
             return self.scores_of(self.surgery_map(surgery, text) + tuned_map, surgery, text)
 
     def loss(self, features: Features, text: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -83,44 +91,12 @@ class SDPPlus(SDP):
     def margins(self, original: Tensor, text: Tensor) -> Tensor:
         """Each level's anomalous logit less its normal one, at the image's size: (B, L, H, W).
 
-        The paper brings two logits to the image's size, with their corners aligned, and takes their softmax. Of two
-        classes that is the sigmoid of the difference, and interpolation is linear: one value a pixel is enough.
-
         Args:
             original: patch tokens (B, L, P, W).
             text: (B, D, 2).
         """
-        direction = CLIP_TEMPERATURE * (text[..., 1:] - text[..., :1])  # (B, D, 1)
-        margins = [
-            tokens @ direction / tokens.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST)
-            for tokens in self.projections(original)
-        ]  # L of (B, P, 1)
-        grids = to_grid(torch.cat(margins, dim=-1))  # (B, L, g, g)
-        upsample = aligned_upsampling(grids.shape[-1], self.image_size).to(grids)  # (H, g)
-        return upsample @ grids @ upsample.T
+        return level_margins(self.projections(original), text, self.image_size)
 
-
-class LevelProjections(nn.Module):
-    """Brings each level's patch tokens into the joint embedding by a projection of its own.
-
-    The list is called `fc`, so that its state has the names of the reference's checkpoint files.
-
-    Args:
-        levels: L.
-        width: channels of the tower's tokens (W).
-        embed_dim: channels of the joint embedding (D).
-
-    Example:
-        >>> import torch
-        >>> projected = LevelProjections(levels=2, width=8, embed_dim=4)(torch.zeros(1, 2, 16, 8))
-        >>> [tuple(tokens.shape) for tokens in projected]
-        [(1, 16, 4), (1, 16, 4)]
-    """
-
-    def __init__(self, levels: int, width: int, embed_dim: int) -> None:
-        super().__init__()
-        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(levels))
-
-    def forward(self, original: Tensor) -> list[Tensor]:
-        """Patch tokens (B, L, P, W) -> L tensors (B, P, D), of any length."""
-        return [fc(tokens) for fc, tokens in zip(self.fc, original.unbind(1), strict=True)]
+    def from_authors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their list of linear layers has the same names."""
+        return {f"projections.{name}": values for name, values in state.items()}

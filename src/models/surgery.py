@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def surgery_similarity(tokens: Tensor, text: Tensor) -> Tensor:
+def surgery_similarity(tokens: Tensor, text: Tensor, scale: float = 1) -> Tensor:
     """Class-weighted similarity of each token, less its mean over the two classes.
 
     The reference forms the products (B, N, 2, D), weighs them, subtracts their mean over the classes and sums over D.
@@ -16,6 +16,7 @@ def surgery_similarity(tokens: Tensor, text: Tensor) -> Tensor:
     Args:
         tokens: (B, N, D), unit length, CLS at 0.
         text: (B, D, 2), unit columns.
+        scale: inverse temperature of CLS's decision between the classes; CLIP-AD has none, CLIP Surgery has 2.
 
     Returns:
         (B, N, 2).
@@ -28,6 +29,6 @@ def surgery_similarity(tokens: Tensor, text: Tensor) -> Tensor:
                  [-0.2689,  0.2689]]])
     """
     products = tokens @ text  # (B, N, 2)
-    shares = F.softmax(products[:, :1], dim=-1)  # (B, 1, 2), CLS decides; no temperature
+    shares = F.softmax(scale * products[:, :1], dim=-1)  # (B, 1, 2), CLS decides
     weighted = products * (shares / shares.mean(dim=-1, keepdim=True))
     return weighted - weighted.mean(dim=-1, keepdim=True)

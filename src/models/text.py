@@ -5,6 +5,7 @@ B images, D embedding, K sentences.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,8 +23,30 @@ DBSCAN: Mapping[str, Mapping[str, float]] = {
 """DBSCAN's parameters in the reference, by the data set whose classes are embedded."""
 
 
-class PromptEnsemble(TextFeatures):
-    """One matrix (D, 2) a class, from its prompts; computed once and looked up for each image (CLIP-AD, section 3.1).
+class ClassMatrices(TextFeatures):
+    """One matrix (D, 2) a class, computed once and looked up for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._matrices: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def matrix_of(self, class_name: str, data_set: str) -> Tensor:
+        """The matrix of a class of a data set: (D, 2), unit columns: 0 normal, 1 anomalous."""
+
+    def prepare(self, class_names: Sequence[str], data_set: str) -> None:
+        """Embed the classes of one data set; what was prepared before is dropped."""
+        self._matrices = {}
+        for name in class_names:
+            self._matrices[name] = self.matrix_of(name, data_set)
+
+    def forward(self, class_names: Sequence[str]) -> Tensor:
+        """Matrices of a batch's classes: B names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""
+        return torch.stack([self._matrices[name] for name in class_names])
+
+
+class PromptEnsemble(ClassMatrices):
+    """A class's matrix from its prompts, one representative of each side (CLIP-AD, section 3.1).
 
     Args:
         backbone: the frozen CLIP whose text tower embeds the sentences.
@@ -58,21 +81,13 @@ class PromptEnsemble(TextFeatures):
         self.prompts = prompts
         self.representative = representative
         self.dbscan = dbscan
-        self._matrices: dict[str, Tensor] = {}
 
-    def prepare(self, class_names: Sequence[str], data_set: str) -> None:
-        """Embed the classes of one data set; what was prepared before is dropped.
+    def matrix_of(self, class_name: str, data_set: str) -> Tensor:
+        """The representatives of both sides: (D, 2).
 
         Raises:
             ValueError: DBSCAN finds no cluster.
         """
         dbscan = self.dbscan.get(data_set, self.dbscan["default"])
-        self._matrices = {}
-        for name in class_names:
-            sides = self.backbone.encode_lists(self.prompts.sentences(name))  # normal, anomalous: (K, D) each
-            vectors = [representative_vector(side, self.representative, dbscan) for side in sides]
-            self._matrices[name] = torch.stack(vectors, dim=1)  # (D, 2)
-
-    def forward(self, class_names: Sequence[str]) -> Tensor:
-        """Matrices of a batch's classes: B names -> (B, D, 2), unit columns: 0 normal, 1 anomalous."""
-        return torch.stack([self._matrices[name] for name in class_names])
+        sides = self.backbone.encode_lists(self.prompts.sentences(class_name))  # normal, anomalous: (K, D) each
+        return torch.stack([representative_vector(side, self.representative, dbscan) for side in sides], dim=1)

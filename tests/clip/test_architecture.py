@@ -11,7 +11,7 @@ from open_clip.model import _build_vision_tower
 from open_clip.transformer import VisionTransformer
 
 from datamodules.errors import UserError
-from src.clip.architecture import Architecture, check_feature_layers, read_architecture
+from src.clip.architecture import Architecture, check_feature_layers, check_stages, read_architecture
 from tests.small_clip import tiny_config
 
 
@@ -101,9 +101,17 @@ def test_what_is_accepted_is_built_as_a_plain_vit_of_these_measures() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 6, 13])
-def test_depth_must_be_cut_into_four(depth: int) -> None:
-    with pytest.raises(UserError, match=rf"odd has {depth} blocks.*multiple of 4"):
-        read_architecture("odd", tiny_config(layers=depth))
+def test_only_stages_need_a_depth_that_can_be_cut_into_four(depth: int) -> None:
+    architecture = read_architecture("odd", tiny_config(layers=depth))
+    with pytest.raises(ValueError, match=rf"odd has {depth} blocks.*multiple of 4"):
+        check_stages(architecture)
+
+
+@pytest.mark.parametrize(
+    ("depth", "quarters"), [(24, [6, 12, 18, 24]), (12, [3, 6, 9, 12]), (10, [2, 5, 7, 10]), (2, [1, 2]), (1, [1])]
+)
+def test_levels_of_any_depth_end_with_the_last_block(depth: int, quarters: list[int]) -> None:
+    assert read_architecture("odd", tiny_config(layers=depth)).quarters == quarters
 
 
 @pytest.mark.parametrize(

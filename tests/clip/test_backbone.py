@@ -310,3 +310,57 @@ def test_project_is_final_norm_and_projection(tiny: Backbone) -> None:
     centred = tokens - tokens.mean(dim=-1, keepdim=True)
     normed = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
     torch.testing.assert_close(tiny.project(tokens), normed @ tiny.clip.visual.proj, rtol=0, atol=1e-5)
+
+
+# Activation and positions, as other methods' authors have them
+
+
+@pytest.mark.parametrize("own", [None, True, False])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_the_activation_that_is_asked_for(own: bool | None, asked: bool | None, tiny: Backbone, tmp_path: Path) -> None:
+    config = tiny_config() | ({} if own is None else {"quick_gelu": own})
+    path = tmp_path / "architecture.json"
+    path.write_text(json.dumps(config))
+    weights = save_weights(tiny, tmp_path / "weights.pt")
+    backbone = Backbone(find_backbone("tiny", str(weights), str(path), quick_gelu=asked))
+    expected = QuickGELU if (own if asked is None else asked) else nn.GELU
+    blocks = [*backbone.blocks, *backbone.clip.transformer.resblocks]
+    assert {type(block.mlp.gelu) for block in blocks} == {expected}
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_architecture_of_open_clips_takes_another_activation(asked: bool) -> None:
+    """ViT-B-32-quickgelu has QuickGELU in its own configuration, ViT-B-32 has not."""
+    for name in ("ViT-B-32", "ViT-B-32-quickgelu"):
+        source = find_backbone(name, None, quick_gelu=asked)
+        assert source.config["quick_gelu"] is source.weights.quick_gelu is asked
+        assert source.own_config is (asked is not name.endswith("quickgelu"))
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        (None, {"mode": "bicubic", "antialias": True}),
+        ("bicubic_antialias", {"mode": "bicubic", "antialias": True}),
+        ("bilinear", {"mode": "bilinear"}),
+    ],
+)
+@pytest.mark.parametrize("size", [24, 48])
+def test_positions_of_another_grid(
+    way: str | None, options: dict[str, Any], size: int, tiny: Backbone, tmp_path: Path
+) -> None:
+    config, weights = write_architecture(tmp_path), save_weights(tiny, tmp_path / "weights.pt")
+    resized = Backbone(find_backbone("tiny", str(weights), str(config), size, position_resize=way))
+    positions = tiny.clip.visual.positional_embedding
+    grid = positions[1:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+    side = size // 8
+    expected = nn.functional.interpolate(grid, size=(side, side), align_corners=False, **options)
+    expected = torch.cat([positions[:1], expected[0].flatten(1).T])
+    torch.testing.assert_close(resized.clip.visual.positional_embedding.detach(), expected.detach())
+    same = Backbone(find_backbone("tiny", str(weights), str(config), position_resize=way))
+    assert torch.equal(same.clip.visual.positional_embedding, positions)
+
+
+def test_an_unknown_way_to_resize_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="position_resize must be one of bicubic_antialias, bilinear, or null, but got"):
+        find_backbone("ViT-B-16", None, position_resize="nearest")
