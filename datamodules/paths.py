@@ -1,5 +1,6 @@
 """Paths that come from a file or a command line, joined so that they can't leave the folder they belong to."""
 
+import hashlib
 from pathlib import Path, PureWindowsPath
 
 from datamodules.errors import UserError
@@ -29,3 +30,19 @@ def below(root: Path, name: str, what: str) -> Path:
     if not name or "\0" in name or path.anchor or ".." in path.parts:
         raise UserError(f"Expected {what} to be a path below {root}, without '..', but got {name!r}")
     return root / name
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's content, to say which one it was.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "empty").touch()
+    ...     print(sha256_of(Path(folder, "empty"))[:8])
+    e3b0c442
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class Photos(AnomalyDataModule):
     [('mug', '1.png')]
     """
 
+    key: ClassVar[str] = "source"  # of the configuration, for error messages
     splits = ("test",)
     layout = "images"
     source = "Give an image, a folder, a pattern such as 'photos/*.jpg', or a CSV with a column image_path"
@@ -88,6 +89,7 @@ class Photos(AnomalyDataModule):
             check_line(self.category)
         self.tile, self.overlap = tile, overlap
         self.data_set = data_set
+        self.says_categories = False  # whether a CSV names the categories
         self._warnings = Warnings()
         self.name = self.title = self.place.stem if self.place.suffix == ".csv" else self.place.name or "photos"
 
@@ -108,8 +110,9 @@ class Photos(AnomalyDataModule):
     def _found(self) -> dict[str, list[Record]]:
         """Category -> its images, in the order in which the source names them. Sets ``root``."""
         named = list(self._named())
+        self.says_categories = any(own for _, own in named)
         if not named:
-            raise UserError(f"Expected images in source={self.place}, but found none. {self.source}")
+            raise UserError(f"Expected images in {self.key}={self.place}, but found none. {self.source}")
         paths = [path.absolute() for path, _ in named]
         self.root = self._root_of(paths)
         found: dict[str, dict[Path, Record]] = {}
@@ -136,7 +139,7 @@ class Photos(AnomalyDataModule):
             matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))  # noqa: PTH207 - any pattern
             yield from ((path, None) for path in matches if path.is_file() and _is_photo(path))
         else:
-            raise UserError(f"Expected images in source={self.place}, but there is no such file or folder")
+            raise UserError(f"Expected images in {self.key}={self.place}, but there is no such file or folder")
 
     def _root_of(self, paths: Sequence[Path]) -> Path:
         """The folder that the images' names are relative to."""

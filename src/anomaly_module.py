@@ -14,17 +14,17 @@ from torch.optim import Optimizer
 from datamodules.base import AnomalyDataModule
 from datamodules.dataset import Batch
 from datamodules.errors import UserError, reason_of
-from src.features.cache import compute_features
+from datamodules.references import References
 from src.metrics.benchmark_metrics import BenchmarkMetrics, BenchmarkResult
 from src.metrics.exchange import is_shared
 from src.metrics.functional import needs_all_images
 from src.metrics.own import OwnMetric
 from src.models.maps import resize_like
-from src.models.method import Features, Method, Scores, Targets
+from src.models.method import Features, FewShotMethod, Method, Scores, Targets
 from src.processes import gather_rows, is_first
 from src.run.checkpoints import LAST_CHECKPOINT
 from src.run.trained_weights import ORIGIN, Origin, check_finite
-from src.scoring import Scorer
+from src.scoring import Memory, Scorer, features_of, score
 
 RUN = "run"  # in a checkpoint: which run it is of
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
@@ -60,10 +60,12 @@ class AnomalyModule(LightningModule):
         metrics_memory_gb: the memory that the exact pixel metrics of a class may take; see `BenchmarkMetrics`.
         own_metrics: the user's metrics, by name; see `BenchmarkMetrics`.
         thresholds: of the score of a test image alone, by class; see `BenchmarkMetrics`.
+        references: the reference images of the test classes; None where there are none.
         frozen_dtype: what frozen features are rounded to, whether they are kept on disk or not.
         run_id: names the run, also when it is resumed; the run's checkpoints hold it.
 
     Attributes:
+        fusion: how a test fuses the terms.
         results: the metrics of the last test.
         test_metrics: the scores of the last test, until the next one.
     """
@@ -85,6 +87,7 @@ class AnomalyModule(LightningModule):
         metrics_memory_gb: float | None = None,
         own_metrics: Mapping[str, OwnMetric] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        references: References | None = None,
         frozen_dtype: torch.dtype = torch.float32,
         run_id: str = "",
     ) -> None:
@@ -99,25 +102,36 @@ class AnomalyModule(LightningModule):
         self.origin = origin or Origin()
         self.frozen_dtype = frozen_dtype
         self.run_id = run_id
-        measures = (method.terms, method.fusion, metrics_memory_gb, own_metrics)
-        self.val_metrics = BenchmarkMetrics(val_categories, *measures)
-        self.test_metrics = BenchmarkMetrics(test_classes.names, *measures, thresholds)
+        self.fusion, self.memory = method.fusion, None
+        if references is not None:
+            assert isinstance(method, FewShotMethod)
+            self.fusion = method.few_shot_fusion or method.fusion
+            self.memory = Memory(method, references, frozen_dtype)
+        options = (metrics_memory_gb, own_metrics)
+        self.val_metrics = BenchmarkMetrics(val_categories, method.terms, method.fusion, *options)
+        self.test_metrics = BenchmarkMetrics(test_classes.names, method.terms, self.fusion, *options, thresholds)
         self.strict_loading = False  # checkpoints hold the trained parameters only
 
     @property
     def fusion_rule(self) -> str | None:
         """How a test fuses an image's scores; None for a part that has not all the images which the rule needs."""
-        return None if self.is_part and needs_all_images(self.method.fusion) else self.method.fusion
+        return None if self.is_part and needs_all_images(self.fusion) else self.fusion
 
     def forward(self, batch: Batch) -> Scores:
-        """Score a batch.
+        """Score a batch, with references if there are some.
 
         Raises:
             UserError: a score is not finite; a ranking with such a score would mean nothing.
         """
-        scores = self.method.score(self._features(batch), self.method.text(batch["category"]))
+        return self._score(batch, self._references(batch))
+
+    def _score(self, batch: Batch, references: Sequence[Features] | None = None) -> Scores:
+        scores = score(self.method, self._features(batch), self.method.text(batch["category"]), references)
         self._check(scores, batch)
         return scores
+
+    def _references(self, batch: Batch) -> Sequence[Features] | None:
+        return None if self.memory is None else self.memory.of(batch["category"], self.device)
 
     def _check(self, scores: Scores, batch: Batch) -> None:
         """Refuse what can't be scores. A wrong shape is the method's author's, a value that is no number the user's."""
@@ -216,9 +230,9 @@ class AnomalyModule(LightningModule):
         return count * processes / float(images), means, int(images)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch of held-out categories to their metrics."""
+        """Add a batch of held-out categories to their metrics; these have no references."""
         if FILLER not in batch:
-            self._update(self.val_metrics, batch, self(batch))
+            self._update(self.val_metrics, batch, self._score(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the held-out categories as `val/<name>`."""
@@ -250,7 +264,7 @@ class AnomalyModule(LightningModule):
         if "size" not in batch:
             scores = self(batch)
             return {"scores": scores, "maps": list(scores.anomaly_map)}
-        scores, maps = self.scorer(batch, self.method.text(batch["category"]))
+        scores, maps = self.scorer(batch, self.method.text(batch["category"]), self._references(batch))
         self._check(scores, batch)
         return {"scores": scores, "maps": maps}
 
@@ -290,14 +304,12 @@ class AnomalyModule(LightningModule):
 
     def _features(self, batch: Batch) -> Features:
         """Those of a batch that brings them, or else those of its images; of frozen ones the same to the last digit."""
-        if self.method.frozen is None:
-            return self.method.features(batch["image"])
-        frozen: Features | None = batch.get("features")
-        if frozen is None:
-            data: AnomalyDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-            rows = data.batch_rows("train" if self.trainer.training else "test", self.trainer.world_size)
-            frozen = compute_features(self.method, batch["image"], rows, self.frozen_dtype)
-        return {name: values.float() for name, values in frozen.items()}
+        served: Features | None = batch.get("features")
+        if served is not None:
+            return {name: values.float() for name, values in served.items()}
+        data: AnomalyDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.batch_rows("train" if self.trainer.training else "test", self.trainer.world_size)
+        return features_of(self.method, batch["image"], rows, self.frozen_dtype)
 
     def _update(self, metrics: BenchmarkMetrics, batch: Batch, scores: Scores) -> Tensor | Sequence[Tensor] | None:
         """Compare at the masks' size; labels or masks may be absent. Return the maps at that size."""

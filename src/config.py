@@ -47,6 +47,8 @@ class BackboneConfig:
     name: str = MISSING
     pretrained: str | None = None
     config: str | None = None
+    quick_gelu: bool | None = None
+    position_resize: str | None = None
     compile: bool = False
 
 
@@ -103,6 +105,10 @@ class Config:
     overlap: float = 0.2
     threshold: Any = None
     max_false_alarms: float = 0.01
+    shots: int = 0
+    reference_seed: int = 0
+    reference_replacement: bool = False
+    references: str | None = None
     metrics_memory_gb: float = 4.0
 
 
@@ -333,6 +339,17 @@ def _check_root(config: DictConfig, command: str) -> None:
         path = Path(str(config.threshold)).expanduser()
         if number is None and not path.is_file():
             raise UserError(f"threshold must be a number or a calibration.json, but there is no file {path}")
+    if config.references is not None and config.tile is not None:
+        raise UserError("tile can't be used with references, which are whole images; leave one out")
+    if config.shots < 0:
+        raise UserError(f"configuration: shots must be 0 or more reference images a category, but got {config.shots}")
+    if config.references is not None and not Path(config.references).expanduser().exists():
+        raise UserError(f"references must be a folder or a CSV, but there is nothing at {config.references}")
+    if command in ON_PHOTOS and config.shots and config.references is None:
+        raise UserError(
+            f"shots={config.shots} draws from a benchmark's train split, which your images have not; give "
+            "references=PATH, a folder or a CSV of images without defects"
+        )
     if command == "calibrate":
         images_needed(config.max_false_alarms)
         if config.threshold is not None:

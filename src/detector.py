@@ -30,12 +30,12 @@ from src.calibration import Calibration, Decisions, as_number, images_needed
 from src.cli import one_line
 from src.clip.backbone import BackboneSource
 from src.config import validate
-from src.models.method import Method
+from src.models.method import Features, FewShotMethod, Method
 from src.overrides import CONF, data_set_of
 from src.run import build
 from src.run.trained_weights import Origin, read_trained_weights
 from src.run.trainer import effective_precision
-from src.scoring import Scorer, at_own_size
+from src.scoring import Memory, Scorer, at_own_size
 from src.targets import walk
 
 ImageLike: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | Tensor"
@@ -104,8 +104,9 @@ class AnomalyDetector:
         self._photos.check_options()
         self._clip: BackboneSource = build.find_weights(config, clip)
         _check_backbone(self._clip, backbone_sha256)
+        self._references = build.open_references(config, self._clip, self._photos)
         with isolate_rng():  # the caller's random numbers are the caller's
-            self.method: Method = build.build_method(config, self._clip)
+            self.method: Method = build.build_method(config, self._clip, self._references)
         self.origin = build.load_weights(config, self.method, self._clip)
         self.method.eval()
         self.calibration: Calibration | None = None
@@ -119,6 +120,10 @@ class AnomalyDetector:
             Scorer(self.method, rows, dtype, self._photos.mean, self._photos.std)
             for rows in (1, self._photos.batch_size)
         )
+        self._memory: Memory | None = None
+        if self._references is not None:
+            assert isinstance(self.method, FewShotMethod)
+            self._memory = Memory(self.method, self._references, dtype)
         self._warnings = Warnings()
         self._texts: dict[str, Tensor] = {}
         self._lock = threading.Lock()
@@ -186,6 +191,8 @@ class AnomalyDetector:
                 raise UserError(f"can't move to the device {device}: {reason_of(error)}") from error
             self._device = torch.device(device)
             self._texts.clear()
+            if self._memory is not None:
+                self._memory.clear()
             if self.calibration is not None:
                 self._take(self.calibration)  # the precision may be another there
         return self
@@ -266,7 +273,7 @@ class AnomalyDetector:
         self.calibration = calibration
 
     def _belongs_to(self) -> dict[str, Any]:
-        known = build.calibrated_for(self._config, self.method, self._clip, self._photos)
+        known = build.calibrated_for(self._config, self.method, self._clip, self._photos, self._references)
         return known | {"precision": effective_precision(self._trainer)}
 
     def _decide(self, category: str, score: float) -> tuple[bool | None, float | None]:
@@ -295,7 +302,8 @@ class AnomalyDetector:
             with torch.inference_mode(), self._precision():
                 is_single = len(some) == 1 and some[0][0] == 0 and not self._photos.tile
                 scorer = self._single if is_single else self._scorer
-                scores, maps = scorer(batch, self._text(batch["category"]))
+                categories = batch["category"]
+                scores, maps = scorer(batch, self._text(categories), self._features_of_references(categories))
             for row, score in enumerate(scores.single_score.tolist()):
                 yield score, maps[row].float(), batch["size"][row], batch["category"][row]
 
@@ -307,6 +315,13 @@ class AnomalyDetector:
                     self.method.text.prepare([name], self._photos.prompt_set)
                     self._texts[name] = self.method.text([name])[0]
             return torch.stack([self._texts[name] for name in categories])
+
+    def _features_of_references(self, categories: Sequence[str]) -> Sequence[Features] | None:
+        """See `FewShotMethod`."""
+        if self._memory is None:
+            return None
+        with self._lock:
+            return self._memory.of(categories, self._device)
 
     @property
     def _trainer(self) -> DictConfig:

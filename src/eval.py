@@ -18,15 +18,18 @@ def evaluate(config: DictConfig) -> None:
     folder = build.open_folder(config)
     clip = build.find_backbone(config)
     test_data = build.build_data(config.test_data, clip)
+    references = build.find_references(config, clip, test_data)
     clip = build.find_weights(config, clip)
-    method = build.build_method(config, clip)
+    method = build.build_method(config, clip, references)
     origin = build.load_weights(config, method, clip)
-    decisions = build.read_decisions(config, method, clip, test_data)
-    protocol = build.build_protocol(config, method, origin, test_data)
-    build.check_test(config, protocol, test_data)
-    module = build.build_module(config, folder, protocol, method, origin, test_data, decisions=decisions)
+    decisions = build.read_decisions(config, method, clip, test_data, references)
+    protocol = build.build_protocol(config, method, origin, test_data, references=references)
+    build.check_test(config, protocol, test_data, references)
+    module = build.build_module(
+        config, folder, protocol, method, origin, test_data, decisions=decisions, references=references
+    )
     trainer = build.build_trainer(config, folder, module, decisions)
-    known = build.describe(config, clip, trainer, protocol, test_data)
+    known = build.describe(config, clip, trainer, module, protocol, test_data, references=references)
     folder.describe(**known, **build.describe_decisions(config, decisions, test_data))
 
     with folder.recorded(protocol.line, trainer.loggers):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datamodules.errors import UserError, reason_of
+from datamodules.paths import sha256_of as sha256_of
 
 T = TypeVar("T")
 SPARE = 1 << 20
@@ -238,23 +238,6 @@ def damaged(path: Path, reason: str) -> UserError:
         a.json is damaged: it has no seed
     """
     return UserError(f"{path} is damaged: {reason}")
-
-
-def sha256_of(path: Path) -> str:
-    """A file's hash, to say in provenance which one it was.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     Path(folder, "empty").touch()
-        ...     print(sha256_of(Path(folder, "empty"))[:8])
-        e3b0c442
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -116,7 +116,7 @@ def compare(before: Mapping[str, float], after: Mapping[str, float], tolerance: 
 
 
 def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each difference on which figures may depend: data, weights, code, packages, device.
+    """A line for each difference on which figures may depend: data, references, weights, code, packages, device.
 
     Example:
         >>> before = {"data": {}, "code": {"commit": "1a", "dirty": False}, "packages": {"torch": "2.4"}, "device": {}}
@@ -127,6 +127,8 @@ def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
         one, other = (run["data"].get(role) or {} for run in (before, after))
         if one.get("sha256") != other.get("sha256"):
             yield f"data: {role} data, {_extent(one)} -> {_extent(other)}; files, or their sizes, are others"
+    if len({(run.get("references") or {}).get("sha256") for run in (before, after)}) > 1:
+        yield "references: the reference images are others"
     for name in ("backbone", "checkpoint"):
         one, other = (run.get(name) or {} for run in (before, after))
         if one.get("sha256") != other.get("sha256"):

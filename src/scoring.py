@@ -13,9 +13,88 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.errors import UserError
+from datamodules.references import References
 from src.features.cache import compute_features
-from src.models.method import Method, Scores
+from src.models.method import Features, FewShotMethod, Method, Scores
 from src.models.tiles import blend_tiles
+
+_MOST_KEPT = 4  # categories whose references' features are kept, unless a batch has more
+
+
+def score(method: Method, features: Features, text: Tensor, references: Sequence[Features] | None = None) -> Scores:
+    """Score images by their features, with references if there are some.
+
+    Example:
+        >>> from src.clip.backbone import Backbone, find_backbone
+        >>> from src.models.clip import CLIP
+        >>> from src.models.prompts import Prompts
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> method = CLIP(clip, Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."]))
+        >>> method.text.prepare(["cup"], data_set="mine")
+        >>> score(method, method.features(torch.zeros(1, 3, 96, 96)), method.text(["cup"])).anomaly_map.shape
+        torch.Size([1, 96, 96])
+    """
+    if references is None:
+        return method.score(features, text)
+    assert isinstance(method, FewShotMethod)
+    return method.score(features, text, references)
+
+
+class Memory:
+    """The features of reference images. A category's are computed in one batch, when it is first asked for.
+
+    So every process and every part of an evaluation computes the same from the list of files, to the last digit.
+
+    Args:
+        method: computes them.
+        references: the images.
+        dtype: what frozen features are rounded to, as those of other images.
+    """
+
+    def __init__(self, method: FewShotMethod, references: References, dtype: torch.dtype) -> None:
+        self.method = method
+        self.references = references
+        self.dtype = dtype
+        self._kept: dict[str, Features] = {}
+
+    def of(self, categories: Sequence[str], device: torch.device) -> list[Features]:
+        """The features of the references of each image's category, (K, ...) each; images of one share an object.
+
+        Raises:
+            UserError: a category has no references, or one can't be read.
+        """
+        wanted = dict.fromkeys(categories)
+        for name in wanted:  # which become the last ones asked for
+            self._kept[name] = self._kept.pop(name) if name in self._kept else self._compute(name, device)
+        for name in list(self._kept)[: -max(_MOST_KEPT, len(wanted))]:
+            del self._kept[name]
+        return [self._kept[name] for name in categories]
+
+    def clear(self) -> None:
+        """Forget all, such as when the method is on another device."""
+        self._kept.clear()
+
+    @torch.no_grad()
+    def _compute(self, category: str, device: torch.device) -> Features:
+        images = self.references.images_of(category).to(device)
+        return features_of(self.method, images, len(images), self.dtype)
+
+
+def features_of(method: Method, images: Tensor, rows: int, dtype: torch.dtype) -> Features:
+    """The features of images in float32; frozen ones as the feature cache would keep them, see `compute_features`.
+
+    Example:
+        >>> from src.clip.backbone import Backbone, find_backbone
+        >>> from src.models.clip import CLIP
+        >>> from src.models.prompts import Prompts
+        >>> clip = Backbone(find_backbone("demo-clip", None, "package:experiments/demo_backbone/architecture.json"))
+        >>> method = CLIP(clip, Prompts(["perfect {}"], ["broken {}"], ["a photo of a {}."]))
+        >>> features_of(method, torch.zeros(1, 3, 96, 96), rows=2, dtype=torch.float16)["tokens"].dtype
+        torch.float32
+    """
+    if method.frozen is None:
+        return method.features(images)
+    return {name: values.float() for name, values in compute_features(method, images, rows, dtype).items()}
 
 
 class Scorer:
@@ -37,12 +116,15 @@ class Scorer:
         self.dtype = dtype
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
-    def __call__(self, batch: dict[str, Any], text: Tensor) -> tuple[Scores, list[Tensor]]:
+    def __call__(
+        self, batch: dict[str, Any], text: Tensor, references: Sequence[Features] | None = None
+    ) -> tuple[Scores, list[Tensor]]:
         """Score a batch, see `datamodules.photos.collate_photos`.
 
         Args:
             batch: `image` (B, 3, S, S), and of each photo `tiles` (T, S, S, 3) with `boxes` (T, 4), or None.
             text: (B, D, 2), text features of the photos' categories.
+            references: see `FewShotMethod`; there are none where photos have tiles.
 
         Returns:
             The scores of the whole photos, and each photo's map (h, w): the model's, or that of its tiles, blended.
@@ -50,21 +132,18 @@ class Scorer:
         Raises:
             UserError: a score or a map is not finite.
         """
-        scores = self._score(batch["image"], text)
+        scores = self._score(batch["image"], text, references)
         maps = list(scores.anomaly_map.unbind())
         for i, (tiles, boxes) in enumerate(zip(batch["tiles"], batch["boxes"], strict=True)):
             if tiles is not None:
                 maps[i] = self._blended(tiles, boxes, text[i : i + 1])
-        for path, score, one in zip(batch["image_path"], scores.single_score, maps, strict=True):
-            if not (score.isfinite() and one.isfinite().all()):
+        for path, single_score, one in zip(batch["image_path"], scores.single_score, maps, strict=True):
+            if not (single_score.isfinite() and one.isfinite().all()):
                 raise UserError(f"the scores of {path} by {self.method.name} are not finite; check the weights")
         return scores, maps
 
-    def _score(self, images: Tensor, text: Tensor) -> Scores:
-        if self.method.frozen is None:
-            return self.method.score(self.method.features(images), text)
-        features = compute_features(self.method, images, self.rows, self.dtype)
-        return self.method.score({name: values.float() for name, values in features.items()}, text)
+    def _score(self, images: Tensor, text: Tensor, references: Sequence[Features] | None = None) -> Scores:
+        return score(self.method, features_of(self.method, images, self.rows, self.dtype), text, references)
 
     def _blended(self, tiles: Tensor, boxes: Tensor, text: Tensor) -> Tensor:
         maps = []

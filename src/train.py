@@ -21,17 +21,18 @@ def train(config: DictConfig) -> float | None:
     folder = build.open_folder(config)
     clip = build.find_backbone(config)
     test_data = build.build_data(config.test_data, clip)
+    references = build.find_references(config, clip, test_data)
     train_data = build.build_train_data(config, clip)
     clip = build.find_weights(config, clip)
-    method = build.build_method(config, clip)
+    method = build.build_method(config, clip, references)
     if not method.trainable_parameters():
         train_data = None  # such as SDP
     origin = build.origin_of(config, method, clip, train_data)
-    protocol = build.build_protocol(config, method, origin, test_data, train_data)
-    build.check_test(config, protocol, test_data)
-    module = build.build_module(config, folder, protocol, method, origin, test_data, train_data)
+    protocol = build.build_protocol(config, method, origin, test_data, train_data, references)
+    build.check_test(config, protocol, test_data, references)
+    module = build.build_module(config, folder, protocol, method, origin, test_data, train_data, references=references)
     trainer = build.build_trainer(config, folder, module)
-    folder.describe(**build.describe(config, clip, trainer, protocol, test_data, train_data))
+    folder.describe(**build.describe(config, clip, trainer, module, protocol, test_data, train_data, references))
 
     score = None
     with folder.recorded(protocol.line, trainer.loggers):

@@ -303,7 +303,7 @@ def test_other_mistakes_are_told_in_one_line(detector: AnomalyDetector, golden_a
     assert given.predict(PIXELS, "cup")[0].is_anomalous
     with pytest.raises(UserError, match=r"there are 0 of cup; add images$"):
         detector.calibrate([], "cup")
-    with pytest.raises(UserError, match="needs trained projections"):
+    with pytest.raises(UserError, match="needs trained parameters"):
         AnomalyDetector.from_experiment("sdp_plus_mvtec", overrides=overrides_of(golden_a))
     with pytest.raises(UserError, match="there is no file"):
         AnomalyDetector.from_experiment("sdp_mvtec", overrides=overrides_of(golden_a), threshold=tmp_path / "none.json")

@@ -216,7 +216,7 @@ def describe(folder: Path, cases: Cases, max_images: int = 2000) -> Description:
     if len(cases) > max_images:
         shown = sorted(sorted(ranks, key=lambda number: min(ranks[number].values()))[:max_images])
     rows = _rows_of(folder / PREDICTIONS_FILE, shown, cases)
-    rule = _model_of(provenance).get("fusion", "the method's rule")
+    rule = provenance.get("fusion") or _model_of(provenance).get("fusion", "the method's rule")
     is_fused = rule != "single" and any(row.image_score is not None for row in rows.values())
     tested = provenance["protocol"]["tested_on"]
     is_predict = provenance["kind"] in WITHOUT_TEST
@@ -394,6 +394,14 @@ def _model_of(provenance: Provenance) -> Mapping[str, Any]:
     return model
 
 
+def _drawn_or_given(references: Mapping[str, Any]) -> str:
+    """Where reference images come from, such as `4 a category drawn by seed 7`."""
+    if "shots" not in references:
+        return f"those in {references['root']}"
+    replacement = " with replacement" if references["replacement"] else ""
+    return f"{references['shots']} a category drawn{replacement} by seed {references['seed']}"
+
+
 def _facts(provenance: Provenance) -> list[tuple[str, str]]:
     """What the run was, to read: everything is in provenance.json."""
     config: Mapping[str, Any] = provenance["config"]
@@ -411,6 +419,8 @@ def _facts(provenance: Provenance) -> list[tuple[str, str]]:
         facts += [(f"{role} data", f"{images} images of {len(data['categories'])} categories, sha256 {data['sha256']}")]
         if data["missing_categories"]:
             facts += [(f"{role} data, categories that are not there", ", ".join(data["missing_categories"]))]
+    if references := provenance.get("references"):
+        facts += [("reference images", f"{_drawn_or_given(references)}, sha256 {references['sha256']}")]
     size = config["test_data"].get("eval_size")
     facts += [("evaluation size", str(size)), ("seed", str(provenance["seed"]))]
     changed = " and changes that are in no commit" if code["dirty"] else ""

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
+from datamodules.references import References, drawn_references, given_references
 from src.anomaly_module import AnomalyModule, ClassSet
 from src.arrays import checksum
 from src.calibration import Decisions, as_number, check_number
@@ -31,7 +32,7 @@ from src.clip.sentence_cache import SentenceCache
 from src.config import check_training, plain, shortcuts, training_shortcuts
 from src.files import sha256_of
 from src.metrics.own import OwnMetric
-from src.models.method import Method
+from src.models.method import FewShotMethod, Method
 from src.run import provenance
 from src.run.folder import RunFolder
 from src.run.protocol import Protocol, describe_use, shared_categories
@@ -59,12 +60,12 @@ def find_backbone(config: DictConfig) -> BackboneSource:
         UserError: there is none of that name.
 
     Example:
-        >>> own = {"name": "ViT-B-16", "pretrained": None, "config": None}
+        >>> from src.config import BackboneConfig
+        >>> own = OmegaConf.structured(BackboneConfig(name="ViT-B-16"))
         >>> find_backbone(OmegaConf.create({"backbone": own, "test_data": {"image_size": 240}})).architecture.grid_size
         15
     """
-    wanted = config.backbone
-    return look_up(wanted.name, wanted.pretrained, wanted.config, config.test_data.get("image_size"), downloads=False)
+    return _look_up(config.backbone, config.test_data.get("image_size"), downloads=False)
 
 
 def find_weights(config: DictConfig, clip: BackboneSource) -> BackboneSource:
@@ -73,8 +74,19 @@ def find_weights(config: DictConfig, clip: BackboneSource) -> BackboneSource:
     Raises:
         UserError: it is not here and can't be downloaded.
     """
-    wanted = config.backbone
-    return look_up(wanted.name, wanted.pretrained, wanted.config, clip.architecture.image_size)
+    return _look_up(config.backbone, clip.architecture.image_size)
+
+
+def _look_up(wanted: DictConfig, image_size: int | None, downloads: bool = True) -> BackboneSource:
+    return look_up(
+        wanted.name,
+        wanted.pretrained,
+        wanted.config,
+        image_size,
+        quick_gelu=wanted.quick_gelu,
+        position_resize=wanted.position_resize,
+        downloads=downloads,
+    )
 
 
 def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
@@ -115,11 +127,42 @@ def build_train_data(config: DictConfig, clip: BackboneSource) -> AnomalyDataMod
     return build_data(config.train_data, clip, config.val_categories)
 
 
-def build_method(config: DictConfig, clip: BackboneSource) -> Method:
+def find_references(config: DictConfig, clip: BackboneSource, data: AnomalyDataModule) -> References | None:
+    """The reference images of a few-shot run; None of a zero-shot one. Their names are looked up, no image is opened.
+
+    Raises:
+        UserError: a category has none, or too few.
+    """
+    references = open_references(config, clip, data)
+    if references is not None:
+        references.check(data.category_names)
+    return references
+
+
+def open_references(config: DictConfig, clip: BackboneSource, data: AnomalyDataModule) -> References | None:
+    """The same without knowing the categories, if they are given; those of a draw have to be known.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.references is not None:
+        images = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "bits": data.bits}
+        return given_references(config.references, **images)
+    if not config.shots:
+        return None
+    node = config.test_data.copy()
+    node.split, node.shard = "train", None
+    train_split = make_data(node, clip)
+    seed, replacement = config.reference_seed, config.reference_replacement
+    return drawn_references(train_split, data.category_names, config.shots, seed, replacement)
+
+
+def build_method(config: DictConfig, clip: BackboneSource, references: References | None = None) -> Method:
     """The method with its frozen CLIP. What is not loaded, such as new projections, is drawn with the run's seed.
 
     Raises:
-        UserError: the weights don't fit, or a setting of the method is out of range.
+        UserError: the weights don't fit, a setting of the method is out of range, or it takes no references, or can't
+            do without.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     sentences = None  # of random weights, new in each run, none are kept
@@ -131,6 +174,13 @@ def build_method(config: DictConfig, clip: BackboneSource) -> Method:
         prompts = instantiate(config.prompts)
     with told_of("model"):
         method: Method = instantiate(config.model, backbone=backbone, prompts=prompts)
+    if references is not None and not isinstance(method, FewShotMethod):
+        raise UserError(f"model {method.name} takes no reference images; leave out shots and references")
+    if references is None and isinstance(method, FewShotMethod) and method.needs_references:
+        raise UserError(
+            f"model {method.name} needs reference images: give shots=4, say, to draw them from the benchmark's train "
+            "split, or references=PATH, a folder or a CSV of images without defects"
+        )
     return method
 
 
@@ -169,13 +219,13 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
     if train_data is None:
         raise UserError(
             f"model {method.name} trains, but there is no train_data; add data@train_data=visa (or mvtec), "
-            "or test trained projections with src.eval and ckpt_path=FILE"
+            "or test trained parameters with src.eval and ckpt_path=FILE"
         )
     if not train_data.has_masks:
         raise UserError(f"model {method.name} trains on masks, but {train_data.title} in {train_data.root} has none")
     if config.ckpt_path:
         raise UserError(
-            "ckpt_path is for src.eval and src.predict, training starts from new projections; to resume a run, give "
+            "ckpt_path is for src.eval and src.predict, training starts from new parameters; to resume a run, give "
             "its folder as paths.output_dir"
         )
     check_training(config)
@@ -183,7 +233,7 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
         model=plain(config)["model"],
         prompts=plain(config)["prompts"],
         backbone=_describe_backbone(clip),
-        clip={key: config.backbone[key] for key in ("name", "pretrained", "config")},
+        clip={key: value for key, value in config.backbone.items() if key != "compile"},
         image_size=clip.architecture.image_size,
         tested_on=str(config.test_data["_target_"]),
         trained_on=describe_use(train_data),
@@ -200,8 +250,8 @@ def load_weights(config: DictConfig, method: Method, clip: BackboneSource) -> Or
     if not config.ckpt_path:
         if method.trainable_parameters():
             raise UserError(
-                f"model {method.name} needs trained projections: give ckpt_path=FILE (a run's checkpoints/last.ckpt or "
-                f"{method.name}.trained_on_*.safetensors, or the reference's file), or train them with src.train"
+                f"model {method.name} needs trained parameters: give ckpt_path=FILE (a run's checkpoints/last.ckpt or "
+                f"{method.name}.trained_on_*.safetensors, or its authors' file), or train them with src.train"
             )
         return Origin()
     path = Path(config.ckpt_path).expanduser()
@@ -211,16 +261,18 @@ def load_weights(config: DictConfig, method: Method, clip: BackboneSource) -> Or
     return weights.origin
 
 
-def check_calibration(config: DictConfig, images: AnomalyDataModule) -> None:
-    """Refuse a calibration that too few images are there for, before anything is computed.
+def check_calibration(config: DictConfig, images: AnomalyDataModule, references: References | None = None) -> None:
+    """Refuse a calibration that can't keep its promise, before anything is computed.
 
     Raises:
-        UserError: a category has too few.
+        UserError: a category has too few images, or some are reference images.
     """
     if images.shard is not None:
         raise UserError("test_data.shard: a calibration takes all images; leave it out")
     for category, count in Counter(record.category for record in images.records).items():
         check_number(category, count, config.max_false_alarms)
+    if references is not None and not config.allow_leakage:
+        references.refuse_tested(images.records)
     files = [record.image_path for record in images.records if record.image_path.is_file()]
     copies = len(files) - len(set(map(sha256_of, files)))
     if copies:
@@ -230,7 +282,13 @@ def check_calibration(config: DictConfig, images: AnomalyDataModule) -> None:
         )
 
 
-def calibrated_for(config: DictConfig, method: Method, clip: BackboneSource, data: AnomalyDataModule) -> dict[str, Any]:
+def calibrated_for(
+    config: DictConfig,
+    method: Method,
+    clip: BackboneSource,
+    data: AnomalyDataModule,
+    references: References | None = None,
+) -> dict[str, Any]:
     """What decides the scores of images, beside the images: a calibration belongs to it.
 
     Raises:
@@ -243,7 +301,8 @@ def calibrated_for(config: DictConfig, method: Method, clip: BackboneSource, dat
     named = {key for keys, _ in walk(own["model"]) for key in keys}
     trained = [checksum(name, value.detach()) for name, value in sorted(method.trainable_parameters().items())]
     return {
-        "model": {key: value for key, value in own["model"].items() if key != "fusion"},  # which only a benchmark has
+        # Fusion is what only a benchmark has.
+        "model": {key: value for key, value in own["model"].items() if not key.endswith("fusion")},
         "prompts": own["prompts"],
         # A name that no setting of the method mentions makes no difference.
         "prompt_set": data.prompt_set if data.prompt_set in named else None,
@@ -251,10 +310,11 @@ def calibrated_for(config: DictConfig, method: Method, clip: BackboneSource, dat
             "name": clip.architecture.name,
             "sha256": clip.weights.sha256,
             "quick_gelu": clip.weights.quick_gelu,
+            "position_resize": clip.position_resize,
             "config": hashlib.sha256(json.dumps(clip.config, sort_keys=True).encode()).hexdigest(),
         },
         "trained": hashlib.sha256("".join(trained).encode()).hexdigest() if trained else None,
-        "references": None,
+        "references": references.sha256 if references else None,
         "image_size": data.image_size,
         "tile": tile,
         "overlap": data.overlap if tile else None,  # type: ignore[attr-defined]
@@ -265,7 +325,11 @@ def calibrated_for(config: DictConfig, method: Method, clip: BackboneSource, dat
 
 
 def read_decisions(
-    config: DictConfig, method: Method, clip: BackboneSource, data: AnomalyDataModule
+    config: DictConfig,
+    method: Method,
+    clip: BackboneSource,
+    data: AnomalyDataModule,
+    references: References | None = None,
 ) -> Decisions | None:
     """The thresholds of the run; None if it has none.
 
@@ -277,7 +341,8 @@ def read_decisions(
     number = as_number(config.threshold)
     if number is not None:
         return Decisions(number)
-    return Decisions.read(config.threshold, calibrated_for(config, method, clip, data), data.category_names)
+    belongs_to = calibrated_for(config, method, clip, data, references)
+    return Decisions.read(config.threshold, belongs_to, data.category_names)
 
 
 def describe_decisions(config: DictConfig, decisions: Decisions | None, data: AnomalyDataModule) -> dict[str, Any]:
@@ -304,6 +369,7 @@ def build_protocol(
     origin: Origin,
     test_data: AnomalyDataModule,
     train_data: AnomalyDataModule | None = None,
+    references: References | None = None,
 ) -> Protocol:
     """What is trained and tested."""
     part = [f"test_data.shard={test_data.shard}"] if test_data.shard else []
@@ -315,14 +381,17 @@ def build_protocol(
         shortcuts=[*shortcuts(config.trainer), *part],
         tests=config.test,
         trained_under=() if train_data else origin.get("cut_short_by", ()),
+        shots=references.number if references else 0,
     )
 
 
-def check_test(config: DictConfig, protocol: Protocol, test_data: AnomalyDataModule) -> None:
-    """Refuse a test that can't be made or would not be zero-shot, before anything is computed.
+def check_test(
+    config: DictConfig, protocol: Protocol, test_data: AnomalyDataModule, references: References | None = None
+) -> None:
+    """Refuse a test that can't be made or would be of images that the method has seen, before anything is computed.
 
     Raises:
-        UserError: there is nothing to test, or it belongs to the training data.
+        UserError: there is nothing to test, or it belongs to the training data, or to the references.
     """
     if not (test_data.has_labels or test_data.has_masks):
         raise UserError(f"{test_data.title} has neither labels nor masks, so there is nothing to test; use src.predict")
@@ -330,6 +399,8 @@ def check_test(config: DictConfig, protocol: Protocol, test_data: AnomalyDataMod
         raise UserError("test=false leaves nothing to do where nothing is trained; leave it out")
     if not config.allow_leakage:
         protocol.refuse_leakage()
+        if references is not None:
+            references.refuse_tested(test_data.records)
 
 
 def build_module(
@@ -341,6 +412,7 @@ def build_module(
     test_data: AnomalyDataModule,
     train_data: AnomalyDataModule | None = None,
     decisions: Decisions | None = None,
+    references: References | None = None,
 ) -> AnomalyModule:
     """The LightningModule: the method with its metrics and, where it trains, its optimizer."""
     names = test_data.category_names
@@ -357,6 +429,7 @@ def build_module(
         metrics_memory_gb=config.metrics_memory_gb,
         own_metrics=_own_metrics(config),
         thresholds={name: decisions.score_threshold(name) for name in names} if decisions else None,
+        references=references,
         frozen_dtype=getattr(torch, config.feature_cache.dtype),
         run_id=folder.run_id,
     )
@@ -376,9 +449,11 @@ def describe(
     config: DictConfig,
     clip: BackboneSource,
     trainer: Trainer,
+    module: AnomalyModule,
     protocol: Protocol,
     test_data: AnomalyDataModule,
     train_data: AnomalyDataModule | None = None,
+    references: References | None = None,
 ) -> dict[str, Any]:
     """What is known before the run, for provenance.json."""
     used = {"test": test_data} | ({"train": train_data} if train_data else {})
@@ -392,6 +467,7 @@ def describe(
         "command": provenance.describe_command(),
         "identity": identity(protocol.trained_on),
         "protocol": protocol.describe(),
+        "fusion": module.fusion,
         "seed": config.seed,
         "code": provenance.describe_code(),
         "packages": provenance.describe_packages(),
@@ -400,6 +476,7 @@ def describe(
         "backbone": _describe_backbone(clip),
         "wandb": next(({"id": one.version} for one in trainer.loggers if isinstance(one, WandbLogger)), None),
         "checkpoint": {"file": checkpoint, "sha256": sha256_of(Path(checkpoint).expanduser())} if checkpoint else None,
+        "references": references.describe() if references else None,
     }
 
 

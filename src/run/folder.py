@@ -19,7 +19,7 @@ from src.run.provenance import now
 from src.run.results import PROVENANCE_FILE, hashes_of, read_provenance
 
 # What may change between a run and its continuation: it says how to compute and where things are, not what they are.
-_FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps", "save_overlays")
+_FREE_GROUPS = ("paths", "logger", "callbacks", "save_maps", "save_overlays", "references")
 _NOT_FREE = "callbacks.early_stopping."
 _FREE_KEYS = (
     *(f"{data}.{key}" for data in ("test_data", "train_data") for key in ("root", "num_workers")),
@@ -27,7 +27,8 @@ _FREE_KEYS = (
     *(f"trainer.{key}" for key in ("accelerator", "devices", "enable_progress_bar", "log_every_n_steps", "profiler")),
     *(f"trainer.{key}" for key in ("strategy", "num_nodes")),
 )
-_TOLD_TO_LOGGERS = ("command", "data", "backbone", "checkpoint", "code", "packages", "device")
+_TOLD_TO_LOGGERS = ("command", "data", "references", "backbone", "checkpoint", "code", "packages", "device")
+_HASHED = ("backbone", "checkpoint", "calibration", "references")
 # Of a continuation these are noted beside those of the first part.
 _EACH_PART = ("command", "code", "packages", "device")
 
@@ -181,7 +182,7 @@ def decides(key: str) -> bool:
 def _hashes(entries: dict[str, Any]) -> dict[str, Any]:
     """The hashes of data and weights among provenance's entries."""
     data = {f"data.{role}": used["sha256"] for role, used in entries.get("data", {}).items()}
-    return data | {key: (entries.get(key) or {}).get("sha256") for key in ("backbone", "checkpoint", "calibration")}
+    return data | {key: (entries.get(key) or {}).get("sha256") for key in _HASHED}
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

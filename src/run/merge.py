@@ -57,12 +57,13 @@ _SAME = {
     "data": "the data",
     "backbone": "the backbone's weights",
     "checkpoint": "the checkpoint",
+    "references": "the reference images",
     "code": "the code",
     "packages": "packages",
     "device": "device or precision",
     "config": "options",
 }
-_ELSEWHERE = ("paths", "logger", "callbacks", "trainer")
+_ELSEWHERE = ("paths", "logger", "callbacks", "trainer", "references")
 
 
 class Part(NamedTuple):
@@ -145,7 +146,7 @@ def _comparable(part: Part, key: str) -> Any:
         return {name: one for name, one in value.items() if name not in _ELSEWHERE} | {"test_data": test_data}
     if key == "data":
         return value["test"]["sha256"]
-    if key in ("backbone", "checkpoint"):
+    if key in ("backbone", "checkpoint", "references"):
         return (value or {}).get("sha256")
     if key == "kind":
         return part.is_test

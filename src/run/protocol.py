@@ -96,6 +96,7 @@ class Protocol:
         shortcuts: settings under which less is trained or tested than these data hold.
         tests: whether the benchmark is tested at all, after training.
         trained_under: such settings of an earlier training.
+        shots: how many reference images each category has, such as 4 or `2 to 5`; 0 for none.
 
     Example:
         >>> visa = {"name": "visa", "title": "VisA", "split": "test", "categories": ["candle"], "held_out": []}
@@ -110,19 +111,24 @@ class Protocol:
     shortcuts: Sequence[str] = ()
     tests: bool = True
     trained_under: Sequence[str] = ()
+    shots: int | str = 0
 
     @property
     def line(self) -> str:
         """Such as `train MVTec AD (test split, 1725 images) -> test VisA (2162 images)`."""
         if not self.tests:
             return f"{self._training} -> no test{cut_by(self.shortcuts)}"
-        return f"{self._training} -> test {self.tested}{cut_by(self.shortcuts)}"
+        return f"{self._training}{with_references(self.shots)} -> test {self.tested}{cut_by(self.shortcuts)}"
 
     @property
     def tested(self) -> str:
         """Such as `VisA (2162 images)`."""
         split = "" if self.tested_on["split"] == "test" else f"{self.tested_on['split']} split, "
         return f"{self.tested_on['title']} ({split}{_extent(self.tested_on)})"
+
+    def line_of(self, what: str) -> str:
+        """A line for what is done without labels, such as `predict photos (20 images of cup)`."""
+        return f"{what} {self.tested}{with_references(self.shots)}"
 
     @property
     def leaked(self) -> list[str]:
@@ -156,6 +162,7 @@ class Protocol:
             "shared_images": {name: image._asdict() for name, image in self.shared.items()},
             "cut_short_by": list(self.shortcuts),
             "training_cut_short_by": list(self.trained_under),
+            "shots": self.shots,
         }
 
     @property
@@ -176,6 +183,16 @@ def cut_by(settings: Sequence[str]) -> str:
         ', cut short by limit_test_batches=2'
     """
     return f", cut short by {', '.join(settings)}" if settings else ""
+
+
+def with_references(shots: int | str) -> str:
+    """How a line goes on where there are reference images.
+
+    Example:
+        >>> with_references(4), with_references("2 to 5"), with_references(0)
+        (', 4 reference images a category', ', 2 to 5 reference images a category', '')
+    """
+    return f", {shots} reference image{'' if shots == 1 else 's'} a category" if shots else ""
 
 
 def _extent(use: DataUse) -> str:

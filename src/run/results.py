@@ -63,6 +63,7 @@ class ProtocolRecord(TypedDict):
     leaked_categories: list[str]
     cut_short_by: list[str]
     training_cut_short_by: list[str]
+    shots: NotRequired[int | str]
 
 
 class Code(TypedDict):
@@ -168,6 +169,8 @@ class Provenance(TypedDict):
     data: dict[str, Data]
     backbone: WeightsRecord
     checkpoint: WeightsRecord | None
+    fusion: NotRequired[str]
+    references: NotRequired[dict[str, Any] | None]
     wandb: NotRequired[dict[str, Any] | None]
     feature_cache: NotRequired[dict[str, Any]]
     trained_weights: NotRequired[Trained]

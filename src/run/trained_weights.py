@@ -1,4 +1,4 @@
-"""What training changed, on disk: this project's two formats and the reference's checkpoint file."""
+"""What training changed, on disk: this project's two formats and the checkpoint files of the methods' authors."""
 
 from __future__ import annotations
 
@@ -20,23 +20,21 @@ from src.run.results import DataUse, WeightsRecord
 
 ORIGIN = "origin"
 _METHOD_PREFIX = "method."
-_REFERENCE_KEY = "linear_layers"
-_REFERENCE_PREFIX = "projections."
 _FLOATING = [str(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
 
 
 class Origin(TypedDict, total=False):
-    """What trained parameters say about themselves; a file of the reference says nothing.
+    """What trained parameters say about themselves; a file of a method's authors says nothing.
 
-    `model`, `prompts`, `backbone` and `image_size` are what they were trained with, `clip` says how the backbone was
-    found (`backbone.name`, `pretrained` and `config`), `trained_on` is the data and `tested_on` the class of the
-    benchmark, `cut_short_by` the settings under which less was done than the data hold, `epochs` how many were done.
+    `model`, `prompts`, `backbone` and `image_size` are what they were trained with, `clip` is the configuration of the
+    backbone, `trained_on` the data and `tested_on` the class of the benchmark, `cut_short_by` are the settings
+    under which less was done than the data hold, `epochs` how many were done.
     """
 
     model: dict[str, Any]
     prompts: dict[str, Any]
     backbone: WeightsRecord
-    clip: dict[str, str | None]
+    clip: dict[str, str | bool | None]
     image_size: int
     tested_on: str
     trained_on: DataUse
@@ -48,12 +46,14 @@ class TrainedWeights(NamedTuple):
     """Trained parameters, and where they come from.
 
     Attributes:
-        state: the parameters, by their name in the method.
+        state: the parameters, by their name in the method; of an authors' file, by their name there.
         origin: what was written with them.
+        authors_key: under which an authors' file holds them; None for a file of this project.
     """
 
     state: dict[str, Tensor]
     origin: Origin
+    authors_key: str | None = None
 
 
 def write_trained_weights(path: Path, method: Method, origin: Origin) -> None:
@@ -97,7 +97,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 
 
 def read_trained_weights(path: Path) -> TrainedWeights:
-    """Read a Lightning checkpoint, a `.safetensors` of this project, or the reference's file.
+    """Read a Lightning checkpoint, a `.safetensors` of this project, or a file of a method's authors.
 
     Raises:
         UserError: there is no such file, it is none of the three, or it holds something else than trained weights.
@@ -105,16 +105,17 @@ def read_trained_weights(path: Path) -> TrainedWeights:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "reference.pth")
-        ...     torch.save({"linear_layers": {"0.weight": torch.zeros(2, 2)}}, path)
-        ...     print(list(read_trained_weights(path).state))
-        ['projections.0.weight']
+        ...     path = Path(folder, "authors.pth")
+        ...     torch.save({"linear_layers": {"fc.0.weight": torch.zeros(2, 2)}}, path)
+        ...     print(read_trained_weights(path).authors_key)
+        linear_layers
     """
     if not path.is_file():
         raise UserError(f"ckpt_path: expected a file, but there is none at {path}")
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    for name, tensor in weights.state.items():
-        _check_tensor(name, tensor, path)
+    if weights.authors_key is None:  # their files hold more than the parameters
+        for name, tensor in weights.state.items():
+            _check_tensor(name, tensor, path)
     return weights
 
 
@@ -126,11 +127,12 @@ def _read_checkpoint(path: Path) -> TrainedWeights:
     if _holds_tensors(content, "state_dict"):
         state = {k.removeprefix(_METHOD_PREFIX): v for k, v in content["state_dict"].items()}
         return TrainedWeights(state, checked(content.get(ORIGIN, {}), Origin, path))
-    if _holds_tensors(content, _REFERENCE_KEY):
-        return TrainedWeights({_REFERENCE_PREFIX + k: v for k, v in content[_REFERENCE_KEY].items()}, Origin())
+    for key in content if isinstance(content, dict) else ():
+        if isinstance(key, str) and _holds_tensors(content, key):
+            return TrainedWeights(dict(content[key]), Origin(), authors_key=key)
     raise UserError(
-        f"ckpt_path: expected a Lightning checkpoint, a .safetensors of trained projections, or the reference's file "
-        f"with '{_REFERENCE_KEY}', but {path} is none of them"
+        f"ckpt_path: expected a Lightning checkpoint, a .safetensors of trained parameters, or the file of a method's "
+        f"authors, but {path} is none of them"
     )
 
 
@@ -138,20 +140,42 @@ def load_trained_weights(method: Method, weights: TrainedWeights, path: Path) ->
     """Put trained parameters into a method that has exactly these.
 
     Raises:
-        UserError: another number of levels, another shape, or a method that trains nothing.
+        UserError: another number of levels, another shape, another method's file, or a method that trains nothing.
     """
     own = method.trainable_parameters()
     if not own:
         raise UserError(
             f"ckpt_path: model {method.name} has nothing to train, so {path} can't be used; remove ckpt_path"
         )
+    state = _from_authors(method, weights, path) if weights.authors_key else weights.state
     expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         raise UserError(f"ckpt_path: {path} does not fit the model: {_first_difference(expected, found)}")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(weights.state[name])
+            parameter.copy_(state[name])
+
+
+def _from_authors(method: Method, weights: TrainedWeights, path: Path) -> dict[str, Tensor]:
+    """The parameters of an authors' file by their names in the method.
+
+    Raises:
+        UserError: it is another method's, or its content does not fit.
+    """
+    if weights.authors_key != method.authors_key:
+        wanted = f"hold them under '{method.authors_key}'" if method.authors_key else "are not known"
+        raise UserError(
+            f"ckpt_path: {path} holds '{weights.authors_key}', but the authors' files of model {method.name} {wanted}; "
+            "choose the file's model"
+        )
+    try:
+        state = method.from_authors(weights.state)
+    except ValueError as error:
+        raise UserError(f"ckpt_path: {path} does not fit the model: {error}") from error
+    for name, tensor in state.items():
+        _check_tensor(name, tensor, path)
+    return state
 
 
 def _read_safetensors(path: Path) -> TrainedWeights:
@@ -180,8 +204,10 @@ def _check_tensor(name: str, tensor: Tensor, path: Path) -> None:
 def _holds_tensors(content: Any, key: str) -> bool:
     """Whether a file's content is a dictionary with named tensors under `key`."""
     tensors = content.get(key) if isinstance(content, dict) else None
-    return isinstance(tensors, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    return (
+        isinstance(tensors, dict)
+        and bool(tensors)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items())
     )
 
 
@@ -193,10 +219,13 @@ def _first_difference(expected: Shapes, found: Shapes) -> str:
     if len(expected) != len(found) or expected.keys() != found.keys():
         return (
             f"expected {len(expected)} tensors ({_some(expected)}), found {len(found)} ({_some(found)}); "
-            "the number of model.feature_layers must be that of the training"
+            "the options of the model, such as the number of feature_layers, must be those of the training"
         )
     name = next(name for name in expected if expected[name] != found[name])
-    return f"{name} has shape {found[name]}, expected {expected[name]}; it was trained with another backbone"
+    return (
+        f"{name} has shape {found[name]}, expected {expected[name]}; it was trained with another backbone or other "
+        "options of the model"
+    )
 
 
 def _some(names: Collection[str]) -> str:

@@ -1,6 +1,6 @@
 """One table of a sweep's trials: `python -m experiments.collect <sweep folder>`.
 
-Trials that differ in their seed alone are one setting; its mean and sample standard deviation follow them. The best
+Trials that differ in their seeds alone are one setting; its mean and sample standard deviation follow them. The best
 setting is marked, never the best seed. The table is printed, and written to the sweep's folder as trials.csv, with all
 digits, and trials.md, in percent. Metrics of the user's own stand as they are; no setting is marked as the best in one,
 since a lower value may be better.
@@ -22,7 +22,7 @@ from src.run.results import read_metrics, read_provenance
 from src.sweeps.checks import read_sweep
 from src.sweeps.trial import Trial, read_trials
 
-SEED = "seed"
+SEEDS = ("seed", "reference_seed")
 OBJECTIVE = "objective"
 PROTOCOL = "protocol"
 _IN_PERCENT = (OBJECTIVE, *METRIC_NAMES, *DECISION_NAMES)
@@ -129,7 +129,7 @@ def with_summaries(trials: Sequence[Row]) -> list[Row]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in trials:
-        setting = tuple(sorted((key, value) for key, value in row.settings.items() if key != SEED))
+        setting = tuple(sorted((key, value) for key, value in row.settings.items() if key not in SEEDS))
         groups.setdefault(setting, []).append(row)
     rows: list[Row] = []
     results: list[Row] = []  # one a setting

@@ -101,6 +101,7 @@ def test_description_holds_line_and_leakage() -> None:
         "shared_images": {},
         "cut_short_by": [],
         "training_cut_short_by": [],
+        "shots": 0,
     }
 
 

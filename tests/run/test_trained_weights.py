@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from src.clip.backbone import Backbone
+from src.models.anomalyclip import AnomalyCLIP
 from src.models.method import Features, Method, Scores
 from src.models.sdp import SDP
 from src.models.sdp_plus import LevelProjections, SDPPlus
@@ -42,6 +43,7 @@ class Projections(Method):
     """A method of projections alone, of any size."""
 
     name = "projections"
+    authors_key = "linear_layers"
 
     def __init__(self, levels: int = 4, width: int = 32, embed_dim: int = 24) -> None:
         super().__init__()
@@ -50,6 +52,9 @@ class Projections(Method):
 
     def score(self, features: Features, text: Tensor) -> Scores:
         raise NotImplementedError
+
+    def from_authors(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"projections.{name}": values for name, values in state.items()}
 
 
 def fitting(path: Path, method: Method | None = None) -> None:
@@ -127,6 +132,29 @@ def test_the_references_file_is_read_and_says_nothing_about_itself(suffix: str, 
     assert_same(other, trained)
 
 
+def test_another_methods_file_is_named(tiny: Backbone, tmp_path: Path) -> None:
+    path = save(tmp_path / "w.pth", {"prompt_learner": {"ctx_pos": torch.zeros(1)}})
+    with pytest.raises(
+        UserError, match=r"holds 'prompt_learner', but .* of model projections hold them under 'linear_l"
+    ):
+        fitting(path)
+
+
+def test_authors_prompts_of_another_backbone_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    """Their file holds the start token's embedding twice; it has to be that of the backbone."""
+    method = AnomalyCLIP(tiny, PROMPTS)
+    start = tiny.clip.token_embedding.weight[49406].detach().clone()
+    state = {name.removeprefix("text."): value.detach() for name, value in method.trainable_parameters().items()}
+    right = state | {f"token_prefix_{side}": start.half().view(1, 1, 1, -1) for side in ("pos", "neg")}
+    fitting(
+        save(tmp_path / "right.pth", {"prompt_learner": right | {"tokenized_prompts_pos": torch.ones(1).int()}}), method
+    )
+    for wrong in (start + 0.01, start[:16], torch.cat([start, start])):
+        path = save(tmp_path / "w.pth", {"prompt_learner": right | {"token_prefix_neg": wrong.view(1, 1, 1, -1)}})
+        with pytest.raises(UserError, match=r"w\.pth does not fit the model: its token embeddings are not those"):
+            fitting(path, method)
+
+
 def test_half_precision_parameters_are_widened(tmp_path: Path) -> None:
     trained, other = Projections(), Projections()
     fitting(
@@ -179,7 +207,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 def test_another_number_of_levels_is_refused(tmp_path: Path) -> None:
     write_trained_weights(tmp_path / "w.safetensors", Projections(levels=3), ORIGIN)
-    with pytest.raises(UserError, match=r"w\.safetensors.*expected 8 tensors.*found 6.*model\.feature_layers"):
+    with pytest.raises(UserError, match=r"w\.safetensors.*expected 8 tensors.*found 6.*feature_layers"):
         fitting(tmp_path / "w.safetensors")
 
 
