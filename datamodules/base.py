@@ -40,7 +40,7 @@ class AnomalyDataModule(LightningDataModule):
             training; images a batch of each process where nothing is trained. The last batch may be smaller.
         num_workers: processes that decode images; 0 decodes in the main process. None for one a core beside the main
             process's, at most 8.
-        transforms: of the training images: ``default`` or ``augment``. All others get ``default``.
+        transforms: of the training images: ``default``, ``augment`` or ``mosaic``. All others get ``default``.
         shuffle: the training images.
         val_categories: taken out of training, for validation.
         shard: ``i/n`` to test the i-th of n parts only, counted from 1; None for all. Parts are consecutive batches.

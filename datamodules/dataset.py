@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from datamodules.errors import UserError
 from datamodules.images import UInt8Array, load_mask, open_image
+from datamodules.mosaic import Mosaics, mosaic_of_images, mosaic_of_masks
 from datamodules.records import ANOMALOUS, NORMAL, Record
 from datamodules.samplers import Filler
 from datamodules.transforms import Transform
@@ -30,6 +31,9 @@ class AnomalyDataset(Dataset[Sample]):
     ``mask_is_empty``: whether an anomalous image's mask marks nothing even in its file. Only the sample of a
     :class:`datamodules.samplers.Filler`, which is always alone in its batch, has ``is_filler``: True.
 
+    A mosaic has the ``category`` and the ``image_path`` of the image that it replaces. Everything else describes the
+    four images that it shows: ``label`` is 1 if one of them is anomalous.
+
     Random augmentation depends on the seed, the epoch and the image alone. The number of workers, the way in which
     images are dealt out to workers and devices, and a resumed run do not change it.
 
@@ -39,7 +43,7 @@ class AnomalyDataset(Dataset[Sample]):
         transform: from decoded files to tensors.
         with_labels: every record has a label.
         with_masks: records without a mask get an all-zero one.
-        seed: of the augmentation.
+        seed: of the augmentation and the mosaics.
         served: for each record, what its sample has instead of ``image`` and ``mask``, so that no file is opened:
             ``features`` {name: tensor}, and ``mask`` if asked for. None if files are to be opened.
         bits: of 16-bit files, see :func:`datamodules.images.open_image`.
@@ -76,6 +80,8 @@ class AnomalyDataset(Dataset[Sample]):
         self.served = served
         self.bits = bits
         self.was_told = was_told or multiprocessing.Value("b", False)
+        # What is served was made of the records themselves.
+        self.mosaics = Mosaics(records) if transform.name == "mosaic" and served is None else None
         # In shared memory, because workers that live on between epochs keep their own copy of everything else.
         self.epoch = torch.tensor(0).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -84,31 +90,45 @@ class AnomalyDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        sample = self._decode(record, index) if self.served is None else dict(self.served[record])
+        seed = (self.seed, int(self.epoch), index)
+        four = self.mosaics.draw(record.category, seed) if self.mosaics else None
+        shown = four or [record]
+        sample = self._decode(shown, seed) if self.served is None else dict(self.served[record])
         if self.with_labels:
-            sample["label"] = record.label
+            sample["label"] = int(any(one.label == ANOMALOUS for one in shown))
         sample["category"] = record.category
         sample["image_path"] = record.image_path.relative_to(self.root).as_posix()
         if self.with_labels and self.with_masks:
-            sample["mask_is_empty"] = record.label == ANOMALOUS and not sample["mask"].any() and _is_empty(record)
+            unmarked = sample["label"] == ANOMALOUS and not sample["mask"].any()
+            sample["mask_is_empty"] = unmarked and all(map(_is_empty, shown))
         if isinstance(index, Filler):
             sample["is_filler"] = True
         return sample
 
-    def _decode(self, record: Record, index: int) -> Sample:
-        image = open_image(record.image_path, self.bits, self._warn_once)
-        mask = self._mask(record, image) if self.with_masks else None
-        return self.transform(image, mask, seed=(self.seed, int(self.epoch), index))
+    def _decode(self, shown: Sequence[Record], seed: Sequence[int]) -> Sample:
+        """The image and mask of one record, or the mosaic of four."""
+        images = [open_image(one.image_path, self.bits, self._warn_once) for one in shown]
+        masks = None
+        if self.with_masks:
+            masks = [self._mask(one, image, len(shown) > 1) for one, image in zip(shown, images, strict=True)]
+        if len(shown) == 1:
+            return self.transform(images[0], masks[0] if masks else None, seed)
+        return self.transform(mosaic_of_images(images), mosaic_of_masks(masks) if masks else None, seed)
 
-    def _mask(self, record: Record, image: Image.Image) -> UInt8Array:
+    def _mask(self, record: Record, image: Image.Image, whole: bool) -> UInt8Array:
         """A record's mask as in its file; an all-zero one, which no file holds, at the size that is asked for.
+
+        Args:
+            record: whose.
+            image: the record's.
+            whole: whether an all-zero one has to be as large as the image.
 
         Raises:
             UserError: the mask does not fit its image or its label.
         """
         path = record.mask_path
         if path is None:
-            size = self.transform.mask_size
+            size = None if whole else self.transform.mask_size
             return np.zeros((size, size) if size else (image.height, image.width), np.uint8)
         mask = load_mask(path)
         height, width = mask.shape

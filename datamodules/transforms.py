@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-TRANSFORMS = ("default", "augment")
+TRANSFORMS = ("default", "augment", "mosaic")
 
 
 class Transform:
     """Resize an image and its mask, augment them if asked for, and normalise the image.
 
     Args:
-        name: ``default``, or ``augment``: image and mask are moved together, and colours change mildly.
+        name: ``default``; ``augment``: image and mask are moved together, and colours change mildly; ``mosaic``: see
+            :mod:`datamodules.mosaic`, the rest as by default.
         size: S.
         mask_size: N; None leaves a mask at its own size.
         mean: per channel, of values in [0, 1].
@@ -50,6 +51,7 @@ class Transform:
         self, name: str, size: int, mask_size: int | None, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         check_transforms(name)
+        self.name = name
         self.size = size
         self.mask_size = mask_size
         self.mean = np.array(mean, np.float32)  # (3,)
@@ -84,7 +86,7 @@ def check_transforms(name: str) -> None:
 
     >>> check_transforms("strong")
     Traceback (most recent call last):
-    datamodules.errors.UserError: Expected transforms to be one of default, augment, but got 'strong'
+    datamodules.errors.UserError: Expected transforms to be one of default, augment, mosaic, but got 'strong'
     """
     if name not in TRANSFORMS:
         raise UserError(f"Expected transforms to be one of {', '.join(TRANSFORMS)}, but got {name!r}")

@@ -112,10 +112,10 @@ def test_normalisation_can_be_chosen(mvtec_root: Path) -> None:
 # Augmentation
 
 
-def epochs(root: Path, count: int, **options: Any) -> list[dict[str, Tensor]]:
+def epochs(root: Path, count: int, transforms: str = "augment", **options: Any) -> list[dict[str, Tensor]]:
     """Image path -> augmented image, for each epoch of a run of its own."""
     seed_everything(7, workers=True)
-    loader = mvtec(root, transforms="augment", batch_size=2, **options).train_dataloader()
+    loader = mvtec(root, transforms=transforms, batch_size=2, **options).train_dataloader()
     assert isinstance(loader.batch_sampler, SharedBatchSampler)
     seen = []
     for epoch in range(count):
@@ -173,8 +173,10 @@ class Recorder(LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_path: Path) -> None:
-    expected = epochs(mvtec_root, 3)
+@pytest.mark.parametrize("transforms", ["augment", "mosaic"])
+def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_path: Path, transforms: str) -> None:
+    expected = epochs(mvtec_root, 3, transforms)
+    assert not all(same(expected[1], expected[2]))
     quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "default_root_dir": tmp_path, "enable_checkpointing": False}
 
@@ -182,7 +184,7 @@ def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_
         seed_everything(7, workers=True)
         module = Recorder()
         trainer = Trainer(max_epochs=max_epochs, **quiet)
-        trainer.fit(module, mvtec(mvtec_root, transforms="augment", batch_size=2), ckpt_path=ckpt_path)
+        trainer.fit(module, mvtec(mvtec_root, transforms=transforms, batch_size=2), ckpt_path=ckpt_path)
         if ckpt_path is None:
             trainer.save_checkpoint(tmp_path / f"{max_epochs}.ckpt")
         return module.seen
@@ -209,7 +211,7 @@ def test_lightning_sees_the_same_epochs_also_when_resumed(mvtec_root: Path, tmp_
         ({"val_categories": ["screw", "bottle"]}, "leave a category to train on, but they are all of bottle, screw"),
         ({"val_categories": ["screw"], "categories": ["bottle"]}, "val_categories to be among bottle, but got screw"),
         ({"split": "tset"}, "split to be one of test, train, but got 'tset'"),
-        ({"transforms": "strong"}, "one of default, augment, but got 'strong'"),
+        ({"transforms": "strong"}, "one of default, augment, mosaic, but got 'strong'"),
         ({"eval_size": "full"}, "eval_size to be model, native or a number of pixels up to 8192, but got 'full'"),
         ({"eval_size": 0}, "eval_size .* got 0"),
         ({"eval_size": 1.5}, r"eval_size .* got 1\.5"),

@@ -127,5 +127,5 @@ def test_normalisation_is_albumentations_to_the_bit() -> None:
 
 
 def test_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(UserError, match="one of default, augment, but got 'strong'"):
+    with pytest.raises(UserError, match="one of default, augment, mosaic, but got 'strong'"):
         Transform("strong", SIZE, SIZE, CLIP_MEAN, CLIP_STD)

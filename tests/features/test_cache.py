@@ -265,6 +265,14 @@ def test_off_with_a_reason(train: Runs, cli: Cli, overrides: list[str], line: st
     assert files(cli) == []
 
 
+@pytest.mark.parametrize("transforms", ["augment", "mosaic"])
+@pytest.mark.parametrize("enabled", ["auto", True])
+def test_off_where_training_images_differ_between_epochs(transforms: str, enabled: str | bool) -> None:
+    config = OmegaConf.create({"feature_cache": {"enabled": enabled}, "train_data": {"transforms": transforms}})
+    reason = open_feature_cache(config, None, None, None, trains=True)  # type: ignore[arg-type]
+    assert reason == f"train_data.transforms={transforms} gives other images in each epoch"
+
+
 def test_one_of_several_processes_computes_them_only_if_told() -> None:
     config = OmegaConf.create(
         {"feature_cache": {"enabled": "auto"}, "train_data": {"transforms": "default"}, "trainer": {}}
