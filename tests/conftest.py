@@ -8,6 +8,7 @@ import pytest
 from datamodules.demo.generate import demo_data as draw_demo_data
 from src.clip.backbone import Backbone
 from tests.cli import NO_REPORT, Cli
+from tests.golden_baselines import Bench
 from tests.golden_reference import Golden
 from tests.small_clip import build_backbone
 
@@ -61,3 +62,9 @@ def demo(demo_data: Path) -> list[str]:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs a command in this process; results go below the test's folder."""
     return Cli(monkeypatch, capsys, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bench]:
+    """The baselines' golden files, by name."""
+    return {name: Bench(name, tmp_path_factory.mktemp(name)) for name in ("winclip", "april_gan", "anomalyclip")}

@@ -51,7 +51,7 @@ def test_every_experiment_composes(experiment: str, command: str) -> None:
     model, benchmark = experiment.rsplit("_", 1)
     assert get_class(config.model._target_).name == model
     assert get_class(config.test_data._target_).name == benchmark
-    assert (config.train_data is not None) == (model == "sdp_plus")
+    assert (config.train_data is not None) == (model in ("sdp_plus", "april_gan", "anomalyclip"))
     if config.train_data is not None:
         assert get_class(config.train_data._target_).name != benchmark or set(config.train_data.categories).isdisjoint(
             config.test_data.categories

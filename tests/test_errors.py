@@ -104,9 +104,13 @@ def test_a_misspelt_key(cli: Cli, override: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("model=sdpp", "'model' has no 'sdpp'; did you mean 'sdp'? known: sdp, sdp_plus"),
+        (
+            "model=sdpp",
+            "'model' has no 'sdpp'; did you mean 'sdp'? known: anomalyclip, april_gan, clip, clip_surgery, sdp, "
+            "sdp_plus, winclip, winclip_plus",
+        ),
         ("logger=[csv,wandd]", "'logger' has no 'wandd'; did you mean 'wandb'? known: csv, tensorboard, wandb"),
-        ("+sweep=xyz", "'sweep' has no 'xyz'; known: grid, optuna, seeds"),
+        ("+sweep=xyz", "'sweep' has no 'xyz'; known: grid, optuna, references, seeds"),
     ],
 )
 def test_an_option_that_its_group_does_not_have(cli: Cli, override: str, line: str) -> None:
@@ -116,7 +120,7 @@ def test_an_option_that_its_group_does_not_have(cli: Cli, override: str, line: s
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("+exp=sdp_cifar", ["'exp' has no 'sdp_cifar'", "did you mean 'sdp_visa'?", "known: sdp_demo, sdp_mvtec"]),
+        ("+exp=sdp_cifar", ["'exp' has no 'sdp_cifar'", "did you mean 'sdp_visa'?", "sdp_demo, sdp_mvtec"]),
         ("data@test_data=viza", ["'data' has no 'viza'", "did you mean 'visa'?", "known: ", "mvtec"]),
         ("dta@test_data=visa", ["config group 'dta' does not exist; did you mean 'data'?"]),
         ("data=visa", ["override one of data@test_data, data@train_data?"]),

@@ -29,7 +29,7 @@ WITHOUT = {
         src.cli: run_command
         src.run.build: open_folder find_weights build_train_data build_method origin_of load_weights
         src.run.build: build_protocol check_test build_module describe check_calibration calibrated_for read_decisions
-        src.run.build: describe_decisions make_data
+        src.run.build: describe_decisions make_data find_references open_references
         src.run.steps: serve_features load_selected_epoch note_unreadable tell_unreadable write_calibration
         src.run.trainer: build_trainer
         src.run.merge: read_part merge main
@@ -60,7 +60,8 @@ WITHOUT = {
         src.run.folder: close_loggers
     """,
     "others extend it; docs/extending.md shows how": """
-        src.models.method: Method TextFeatures
+        src.models.method: Method FewShotMethod TextFeatures
+        src.models.text: ClassMatrices
         src.anomaly_module: AnomalyModule
         src.metrics.base: CurveMetric RegionCurveMetric
     """,
@@ -68,6 +69,7 @@ WITHOUT = {
         src.config: BackboneConfig PathsConfig FeatureCacheConfig
         src.clip.backbone: BackboneSource
         src.models.dual_path: Level Block
+        src.models.value_path: Paths
         src.models.losses: SegmentationLoss
         src.models.prompts: Sentences
         src.run.metric_state: read_header
@@ -80,9 +82,10 @@ WITHOUT = {
         src.metrics.functional.components: ComponentAreas
         src.metrics.functional.curve: Curve AnomalousSide
         src.metrics.functional.f1_max: BestF1
-        src.scoring: Scorer
+        src.scoring: Scorer Memory
         src.detector: Prediction
         datamodules.photos: PhotoDataset
+        datamodules.references: ReferencePhotos given_references
         datamodules.visa: Row
     """,
     "a part of the metrics, not of their package's names": """
