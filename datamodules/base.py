@@ -78,7 +78,7 @@ class AnomalyDataModule(LightningDataModule):
     layout: ClassVar[str]  # what is looked for below root, for error messages
     source: ClassVar[str]  # where the data can be had, for error messages
     skips_unreadable: ClassVar[bool] = False  # whether a file that can't be read ends the run, or is left out
-    is_upright: ClassVar[bool] = False  # whether images are turned as their EXIF tag says
+    is_upright: bool = False  # whether images are turned as their EXIF tag says
 
     def __init__(
         self,

@@ -180,7 +180,7 @@ class Photos(AnomalyDataModule):
         """The samples of records."""
         del role
         transform = PhotoTransform(self.image_size, self.mean, self.std, self.tile, self.overlap)
-        return PhotoDataset(records, self.root, transform, self.bits, self._warnings)
+        return PhotoDataset(records, self.root, transform, self.bits, self._warnings, self.is_upright)
 
     def loader(self, role: str, dataset: Any, batch_sampler: Any = None, collate_fn: Any = None) -> DataLoader[Sample]:
         """Batches of samples, of which some may be of photos that can't be read."""
@@ -222,6 +222,7 @@ class PhotoDataset(Dataset[Sample]):
         transform: from a photo to tensors.
         bits: of 16-bit files, see :func:`datamodules.images.open_image`.
         warn: is called with a line of text about a photo that is read, but perhaps not as meant.
+        is_upright: whether they are turned as their EXIF tag says.
     """
 
     def __init__(
@@ -231,12 +232,14 @@ class PhotoDataset(Dataset[Sample]):
         transform: "PhotoTransform",
         bits: int | None,
         warn: Callable[[str], None],
+        is_upright: bool = True,
     ) -> None:
         self.records = records
         self.root = root
         self.transform = transform
         self.bits = bits
         self.warn = warn
+        self.is_upright = is_upright
 
     def __len__(self) -> int:
         return len(self.records)
@@ -248,7 +251,7 @@ class PhotoDataset(Dataset[Sample]):
             "image_path": record.image_path.relative_to(self.root).as_posix(),
         }
         try:
-            sample |= self.transform(open_photo(record.image_path, self.bits, self.warn))
+            sample |= self.transform(open_photo(record.image_path, self.bits, self.warn, self.is_upright))
         except UserError as error:
             sample["unreadable"] = str(error)
         if type(index) is not int:  # a Filler, see datamodules.samplers
@@ -346,13 +349,16 @@ def _starts(length: int, tile: int, overlap: float) -> tuple[list[int], int]:
     return [round(number * (length - tile) / (count - 1)) for number in range(count)], tile
 
 
-def open_photo(path: Path, bits: int | None = None, warn: Callable[[str], None] = warnings.warn) -> Image.Image:
+def open_photo(
+    path: Path, bits: int | None = None, warn: Callable[[str], None] = warnings.warn, is_upright: bool = True
+) -> Image.Image:
     """Read a photo as people see it: turned as its EXIF tag says, the first picture of an animation.
 
     Args:
         path: the file.
         bits: of a 16-bit file, see :func:`datamodules.images.open_image`.
         warn: is called with a line of text about a file that is read, but perhaps not as meant.
+        is_upright: False to leave it as it is stored.
 
     Returns:
         A Pillow image of 8 bits, mode ``L`` or ``RGB``.
@@ -380,7 +386,7 @@ def open_photo(path: Path, bits: int | None = None, warn: Callable[[str], None] 
         raise UserError(f"{path}: its EXIF tags can't be read ({error}); write the file again without them") from error
     if frames > 1:
         warn(f"{path} holds {frames} {ANIMATED}")
-    if orientation in (None, 1):
+    if orientation in (None, 1) or not is_upright:
         return image
     image.getexif()[0x0112] = orientation
     return ImageOps.exif_transpose(image)

@@ -1,12 +1,13 @@
 """Reference images: a few images without defects of each category, for few-shot methods. K references, S side."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import AnomalyDataModule
 from datamodules.errors import UserError
@@ -14,21 +15,38 @@ from datamodules.paths import sha256_of
 from datamodules.photos import Photos
 from datamodules.records import NORMAL, Record
 
-_GOOD = ("good", "ok", "normal")  # names of folders that say nothing about the object
+_GOOD = ("good", "ok", "normal", "train", "images", "references")  # folders that say nothing about the object
 
 
 class ReferencePhotos(Photos):
-    """The images of ``references=PATH``, found as :class:`datamodules.photos.Photos` finds those of a source."""
+    """The images of ``references=PATH``, found as :class:`datamodules.photos.Photos` finds those of a source.
+
+    Args:
+        root: see there.
+        is_upright: whether they are turned as their EXIF tag says, which is done if the tested images are, too.
+        **options: see there.
+    """
 
     key = "references"
 
+    def __init__(self, root: str | Path, is_upright: bool = True, **options: Any) -> None:
+        super().__init__(root, **options)
+        self.is_upright = is_upright
+
     @property
-    def is_of_one(self) -> bool:
-        """Whether nothing says what they are called: they lie in one folder, or in one that is called ``good``."""
+    def is_unnamed(self) -> bool:
+        """Whether nothing says what they show: they lie in one folder, and it is given itself, or is called ``good``.
+
+        A CSV without a column of categories says nothing by its images' folder either.
+        """
         if self.says_categories or len(self.category_names) > 1:
             return False
         folders = {record.image_path.relative_to(self.root).parts[0] for record in self.records}
-        return self.category_names[0] in _GOOD or all(Path(self.root, name).is_file() for name in folders)
+        return (
+            self.place.suffix.lower() == ".csv"
+            or self.category_names[0] in _GOOD
+            or all(Path(self.root, name).is_file() for name in folders)
+        )
 
 
 class References:
@@ -37,8 +55,7 @@ class References:
     Args:
         data: loads them, as it would load test images.
         records: the references by category.
-        of_one: whether they are of one category, whose name nobody has said: they count for the first that is asked
-            for, and for no other.
+        unnamed: whether they are of one category whose name nobody has said: they count for the one that is tested.
         drawn: how they were drawn, for provenance; empty if they were given.
 
     >>> from tempfile import TemporaryDirectory
@@ -54,21 +71,31 @@ class References:
         self,
         data: AnomalyDataModule,
         records: Mapping[str, Sequence[Record]],
-        of_one: bool = False,
+        unnamed: bool = False,
         drawn: Mapping[str, Any] | None = None,
     ) -> None:
         self.data = data
         self.records = dict(records)
-        self.of_one = of_one
+        self.unnamed = unnamed
         self.drawn = dict(drawn or {})
 
     def check(self, categories: Iterable[str]) -> None:
         """Refuse categories that have no references.
 
+        Args:
+            categories: all that are tested.
+
         Raises:
-            UserError: there are some.
+            UserError: there are some, or several where nothing says which of them the references are of.
         """
-        for category in categories:
+        wanted = dict.fromkeys(categories)
+        if self.unnamed and len(wanted) > 1:
+            raise UserError(
+                f"Expected references of each category, but nothing says which of {', '.join(wanted)} those in "
+                f"{self.data.root} are of; put them into folders called as the categories, or give a CSV with a "
+                "column category"
+            )
+        for category in wanted:
             self.records_of(category)
 
     def records_of(self, category: str) -> Sequence[Record]:
@@ -77,9 +104,9 @@ class References:
         Raises:
             UserError: there are none.
         """
-        if self.of_one and category not in self.records:
-            self.records = {category: next(iter(self.records.values()))}
-            self.of_one = False
+        if self.unnamed:
+            (own,) = self.records.values()
+            return own
         if category not in self.records:
             raise UserError(
                 f"Expected references of {category}, but there are some of {', '.join(self.records)}; name the folders "
@@ -108,23 +135,14 @@ class References:
 
     @cached_property
     def hashes(self) -> dict[Path, str]:
-        """The hash of each file.
-
-        Raises:
-            UserError: one is not there.
-        """
-        missing = [
-            record.image_path for own in self.records.values() for record in own if not record.image_path.is_file()
-        ]
-        if missing:
-            raise UserError(f"Expected the reference image {missing[0]}, but there is no such file; correct references")
+        """The hash of each file."""
         return {record.image_path: sha256_of(record.image_path) for own in self.records.values() for record in own}
 
     @property
     def sha256(self) -> str:
-        """The hash of the files' content, category by category, wherever they lie; one of an unknown name has none."""
+        """The hash of the files' content, category by category, wherever they lie; a single one has no name here."""
         lines = [
-            f"{'' if self.of_one or len(self.records) == 1 else category} {self.hashes[record.image_path]}"
+            f"{'' if len(self.records) == 1 else category} {self.hashes[record.image_path]}"
             for category, own in sorted(self.records.items())
             for record in own
         ]
@@ -151,15 +169,29 @@ class References:
         Raises:
             UserError: there are some.
         """
+        for path, own in self._tested(records):
+            raise UserError(
+                f"{path} is the reference image {own}, so its result would mean nothing; give other references, or "
+                "set allow_leakage=true"
+            )
+
+    def warn_of_tested(self, records: Iterable[Record]) -> None:
+        """Say how many images are references, under any name: they look better than they would to other references."""
+        tested = list(self._tested(records))
+        if tested:
+            rank_zero_warn(
+                f"images that are references themselves: {len(tested)}, such as {tested[0][0]}; their scores are lower "
+                "than they would be otherwise"
+            )
+
+    def _tested(self, records: Iterable[Record]) -> Iterator[tuple[Path, Path]]:
+        """The images that are references, each with the reference that it is."""
         by_content = {content: path for path, content in self.hashes.items()}
         sizes = {path.stat().st_size for path in self.hashes}
         for record in records:
             path = record.image_path
             if path.is_file() and path.stat().st_size in sizes and (own := by_content.get(sha256_of(path))):
-                raise UserError(
-                    f"{path} is the reference image {own}, so its result would mean nothing; give other references, or "
-                    "set allow_leakage=true"
-                )
+                yield path, own
 
 
 def given_references(path: str | Path, **options: Any) -> References:
@@ -169,14 +201,19 @@ def given_references(path: str | Path, **options: Any) -> References:
 
     Args:
         path: as :class:`datamodules.photos.Photos` takes it.
-        **options: see :class:`datamodules.base.AnomalyDataModule`.
+        **options: see :class:`ReferencePhotos`.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a CSV names one that is not there.
     """
     photos = ReferencePhotos(path, **options)
+    for record in photos.records:
+        if not record.image_path.is_file():
+            raise UserError(
+                f"Expected the reference image {record.image_path}, but there is no such file; correct {path}"
+            )
     records = {name: photos.read_category(name) for name in photos.category_names}
-    return References(photos, records, photos.is_of_one)
+    return References(photos, records, photos.is_unnamed)
 
 
 def drawn_references(

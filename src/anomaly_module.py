@@ -174,6 +174,8 @@ class AnomalyModule(LightningModule):
         """Embed the classes of the images to test or to score."""
         self._prepare(self.test_classes)
         self.test_metrics.reset()
+        if self.memory is not None:
+            self.memory.clear()
 
     on_predict_start = on_test_start
 

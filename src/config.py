@@ -343,12 +343,10 @@ def _check_root(config: DictConfig, command: str) -> None:
         raise UserError("tile can't be used with references, which are whole images; leave one out")
     if config.shots < 0:
         raise UserError(f"configuration: shots must be 0 or more reference images a category, but got {config.shots}")
-    if config.references is not None and not Path(config.references).expanduser().exists():
-        raise UserError(f"references must be a folder or a CSV, but there is nothing at {config.references}")
-    if command in ON_PHOTOS and config.shots and config.references is None:
+    if command in ON_PHOTOS and config.source is not None and config.shots and config.references is None:
         raise UserError(
-            f"shots={config.shots} draws from a benchmark's train split, which your images have not; give "
-            "references=PATH, a folder or a CSV of images without defects"
+            f"shots={config.shots} draws from a benchmark's train split, but your images have none; give "
+            "references=PATH: images without defects, as an image, a folder, a pattern or a CSV"
         )
     if command == "calibrate":
         images_needed(config.max_false_alarms)

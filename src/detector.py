@@ -303,7 +303,8 @@ class AnomalyDetector:
                 is_single = len(some) == 1 and some[0][0] == 0 and not self._photos.tile
                 scorer = self._single if is_single else self._scorer
                 categories = batch["category"]
-                scores, maps = scorer(batch, self._text(categories), self._features_of_references(categories))
+                references = self._features_of_references(categories)
+                scores, maps = scorer(batch, self._text(categories), references)
             for row, score in enumerate(scores.single_score.tolist()):
                 yield score, maps[row].float(), batch["size"][row], batch["category"][row]
 
@@ -321,6 +322,7 @@ class AnomalyDetector:
         if self._memory is None:
             return None
         with self._lock:
+            self._memory.references.check([*self._texts, *categories])
             return self._memory.of(categories, self._device)
 
     @property

@@ -19,6 +19,8 @@ def predict(config: DictConfig) -> None:
     clip = build.find_backbone(config)
     images = build.build_data(config.test_data, clip)
     references = build.find_references(config, clip, images)
+    if references is not None:
+        references.warn_of_tested(images.records)
     clip = build.find_weights(config, clip)
     method = build.build_method(config, clip, references)
     origin = build.load_weights(config, method, clip)

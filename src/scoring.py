@@ -19,6 +19,7 @@ from src.models.method import Features, FewShotMethod, Method, Scores
 from src.models.tiles import blend_tiles
 
 _MOST_KEPT = 4  # categories whose references' features are kept, unless a batch has more
+_ROWS = 8  # references of a batch, if there are so many
 
 
 def score(method: Method, features: Features, text: Tensor, references: Sequence[Features] | None = None) -> Scores:
@@ -41,7 +42,7 @@ def score(method: Method, features: Features, text: Tensor, references: Sequence
 
 
 class Memory:
-    """The features of reference images. A category's are computed in one batch, when it is first asked for.
+    """The features of reference images. A category's are computed when it is first asked for, in batches of their own.
 
     So every process and every part of an evaluation computes the same from the list of files, to the last digit.
 
@@ -71,13 +72,15 @@ class Memory:
         return [self._kept[name] for name in categories]
 
     def clear(self) -> None:
-        """Forget all, such as when the method is on another device."""
+        """Forget all: the method is on another device, or was trained."""
         self._kept.clear()
 
     @torch.no_grad()
     def _compute(self, category: str, device: torch.device) -> Features:
         images = self.references.images_of(category).to(device)
-        return features_of(self.method, images, len(images), self.dtype)
+        rows = min(len(images), _ROWS)
+        batches = [features_of(self.method, some, rows, self.dtype) for some in torch.split(images, rows)]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def features_of(method: Method, images: Tensor, rows: int, dtype: torch.dtype) -> Features:

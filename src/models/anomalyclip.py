@@ -154,8 +154,7 @@ class AnomalyCLIP(Method):
             )
             if not is_own:
                 raise ValueError("its token embeddings are not those of the backbone, so it was trained with another")
-        names = self.text.state_dict().keys()
-        return {f"text.{name}": values for name, values in state.items() if name in names}
+        return {f"text.{name}": values for name, values in state.items() if self.text.has_place_for(name)}
 
 
 class LearnedPrompts(TextFeatures):
@@ -197,7 +196,7 @@ class LearnedPrompts(TextFeatures):
             raise ValueError(f"depth must be 1 or more, but got {depth}")
         if not has_causal_text_tower(backbone.clip):
             raise ValueError(
-                f"_target_ learns prompts for CLIP's own text tower, and {backbone.architecture.name} has another; "
+                f"backbone must have CLIP's own text tower, but {backbone.architecture.name} has another; "
                 "choose another backbone or model"
             )
         self.backbone = backbone
@@ -215,6 +214,16 @@ class LearnedPrompts(TextFeatures):
     def forward(self, class_names: Sequence[str]) -> Tensor:
         """The two sentences' embeddings for each of B classes: (B, D, 2), unit columns: 0 normal, 1 anomalous."""
         return F.normalize(self.embed(), dim=-1).T.expand(len(class_names), -1, -1)
+
+    def has_place_for(self, name: str) -> bool:
+        """Whether a tensor of the authors' file is a learned token that a text tower as deep as this one can read.
+
+        Theirs are as many as their `depth` says, whether the tower has so many blocks or not.
+        """
+        kind, _, number = name.partition(".")
+        if kind == "compound_prompts_text":
+            return int(number) < len(self.backbone.clip.transformer.resblocks) - 1
+        return kind in ("ctx_pos", "ctx_neg")
 
     def token_embeddings(self) -> Tensor:
         """What the first block reads, without positions: (2, T, V)."""

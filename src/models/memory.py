@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_AT_ONCE = 8192  # tokens of the memory that are compared at once, so that a large memory takes no more room
+
 
 def nearest_distance(tokens: Tensor, memory: Tensor) -> Tensor:
     """One minus the largest cosine between a token and any token of the memory, wherever in the images these lie.
+
+    Never below 0, as rounding would have it: of tokens that are in the memory, WinCLIP+ takes the reciprocals.
 
     Args:
         tokens: (..., N, C), any length.
@@ -26,8 +30,12 @@ def nearest_distance(tokens: Tensor, memory: Tensor) -> Tensor:
         >>> nearest_distance(tokens, memory=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([0.0000, 0.2929, 1.0000])
     """
-    cosines = F.normalize(tokens, dim=-1) @ F.normalize(memory, dim=-1).mT  # (..., N, M)
-    return 1 - cosines.amax(dim=-1)
+    tokens = F.normalize(tokens, dim=-1)
+    nearest = [
+        (tokens @ F.normalize(some, dim=-1).mT).amax(dim=-1)  # of (..., N, M')
+        for some in torch.split(memory, _AT_ONCE, dim=-2)
+    ]
+    return (1 - torch.stack(nearest).amax(dim=0)).clamp_min(0)
 
 
 def level_distances(tokens: Tensor, references: list[Tensor]) -> Tensor:

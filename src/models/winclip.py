@@ -63,7 +63,7 @@ class WinCLIP(Method):
         check_sigma(smoothing_sigma)
         grid = backbone.architecture.grid_size
         is_list = isinstance(scales, Sequence) and not isinstance(scales, str)
-        if not (is_list and all(isinstance(scale, int) and 1 <= scale <= grid for scale in scales)):
+        if not (is_list and scales and all(isinstance(scale, int) and 1 <= scale <= grid for scale in scales)):
             raise ValueError(f"scales must be a list of numbers from 1 to {grid}, the grid's side, but got {scales}")
         if list(scales) != sorted(set(scales)):
             raise ValueError(f"scales must rise and not repeat, but got {scales}")

@@ -147,7 +147,7 @@ def open_references(config: DictConfig, clip: BackboneSource, data: AnomalyDataM
     """
     if config.references is not None:
         images = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "bits": data.bits}
-        return given_references(config.references, **images)
+        return given_references(config.references, is_upright=data.is_upright, **images)
     if not config.shots:
         return None
     node = config.test_data.copy()
@@ -175,11 +175,12 @@ def build_method(config: DictConfig, clip: BackboneSource, references: Reference
     with told_of("model"):
         method: Method = instantiate(config.model, backbone=backbone, prompts=prompts)
     if references is not None and not isinstance(method, FewShotMethod):
-        raise UserError(f"model {method.name} takes no reference images; leave out shots and references")
+        given = "references" if config.references is not None else "shots"
+        raise UserError(f"model {method.name} takes no reference images; leave out {given}")
     if references is None and isinstance(method, FewShotMethod) and method.needs_references:
         raise UserError(
             f"model {method.name} needs reference images: give shots=4, say, to draw them from the benchmark's train "
-            "split, or references=PATH, a folder or a CSV of images without defects"
+            "split, or references=PATH, an image, a folder, a pattern or a CSV of images without defects"
         )
     return method
 
@@ -227,6 +228,10 @@ def origin_of(config: DictConfig, method: Method, clip: BackboneSource, train_da
         raise UserError(
             "ckpt_path is for src.eval and src.predict, training starts from new parameters; to resume a run, give "
             "its folder as paths.output_dir"
+        )
+    if config.val_categories and isinstance(method, FewShotMethod) and method.needs_references:
+        raise UserError(
+            f"model {method.name} needs reference images, which held-out categories have not; leave out val_categories"
         )
     check_training(config)
     return Origin(

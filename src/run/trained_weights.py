@@ -147,6 +147,7 @@ def load_trained_weights(method: Method, weights: TrainedWeights, path: Path) ->
         raise UserError(
             f"ckpt_path: model {method.name} has nothing to train, so {path} can't be used; remove ckpt_path"
         )
+    _check_class(method, weights.origin, path)
     state = _from_authors(method, weights, path) if weights.authors_key else weights.state
     expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -155,6 +156,20 @@ def load_trained_weights(method: Method, weights: TrainedWeights, path: Path) ->
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+
+def _check_class(method: Method, origin: Origin, path: Path) -> None:
+    """Refuse another method's parameters, which may have the same names and shapes.
+
+    Raises:
+        UserError: they were trained by a class that the method neither is nor is derived from.
+    """
+    trained = str(origin.get("model", {}).get("_target_", "")).rpartition(".")[2]
+    if trained and trained not in [one.__name__ for one in type(method).__mro__]:
+        raise UserError(
+            f"ckpt_path: {path} was trained as {trained}, but model {method.name} is {type(method).__name__}; choose "
+            "the model that it was trained as"
+        )
 
 
 def _from_authors(method: Method, weights: TrainedWeights, path: Path) -> dict[str, Tensor]:

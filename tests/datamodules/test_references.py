@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.errors import UserError
 from datamodules.folder import Folder
@@ -108,11 +109,11 @@ def names_of(references: References) -> dict[str, list[str]]:
 def test_a_flat_folder_is_of_the_category_that_is_asked_for(root: Path) -> None:
     for place in (root / "bottle" / "train" / "good", root / "bottle" / "train"):
         references = given_references(place, image_size=16)
-        references.check(["anything"])
-        assert references.number == 10
-        assert list(names_of(references)) == ["anything"]
-        with pytest.raises(UserError, match="Expected references of screw, but there are some of anything"):
-            references.check(["screw"])
+        for name in ("anything", "screw"):
+            references.check([name])
+            assert len(references.records_of(name)) == references.number == 10
+        with pytest.raises(UserError, match=r"nothing says which of cup, screw those in .* are of; put them into"):
+            references.check(["cup", "screw"])
 
 
 def test_folders_are_called_as_their_categories(tmp_path: Path) -> None:
@@ -148,7 +149,31 @@ def test_a_csv_names_the_categories(tmp_path: Path) -> None:
         csv.writer(file).writerows([["image_path"], ["a.png"], ["b.png"]])
     unnamed = given_references(tmp_path / "unnamed.csv", image_size=16)
     unnamed.check(["mug"])
-    assert names_of(unnamed) == {"mug": ["a.png", "b.png"]}
+    assert [record.image_path.name for record in unnamed.records_of("mug")] == ["a.png", "b.png"]
+    save_image(tmp_path / "june" / "c.png", seed=0)
+    (tmp_path / "below.csv").write_text("image_path\njune/c.png\n")
+    given_references(tmp_path / "below.csv", image_size=16).check(["mug"])
+
+
+def test_an_image_and_a_pattern(root: Path) -> None:
+    good = root / "bottle" / "train" / "good"
+    assert given_references(good / "000.png", image_size=16).number == 1
+    given = given_references(good / "00[1-3].png", image_size=16)
+    given.check(["bottle"])
+    assert given.images_of("bottle").shape == (3, 3, 16, 16)
+    assert list(names_of(given_references(root / "*" / "train" / "good" / "*.png"))) == ["bottle", "screw"]
+
+
+@pytest.mark.parametrize("is_upright", [False, True])
+def test_references_are_turned_if_the_tested_images_are(tmp_path: Path, is_upright: bool) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored lying, to be seen upright
+    halves = Image.new("L", (20, 20))
+    halves.paste(255, (0, 0, 10, 20))  # the left half is light, and the upper one of the turned image
+    halves.save(tmp_path / "a.png", exif=turned)
+    references = given_references(tmp_path, image_size=2, is_upright=is_upright, mean=(0, 0, 0), std=(1, 1, 1))
+    image = references.images_of("cup")[0, 0]
+    assert (image if is_upright else image.T).round().tolist() == [[1, 1], [0, 0]]
 
 
 def test_what_is_no_reference(tmp_path: Path) -> None:
@@ -161,7 +186,7 @@ def test_what_is_no_reference(tmp_path: Path) -> None:
         given_references(tmp_path / "empty")
     (tmp_path / "lost.csv").write_text("image_path\nlost.png\n")
     with pytest.raises(UserError, match=r"Expected the reference image .*lost\.png, but there is no such file"):
-        given_references(tmp_path / "lost.csv").describe()
+        given_references(tmp_path / "lost.csv")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_text("no image")
     with pytest.raises(UserError, match=r"references: .*1\.png"):
@@ -198,10 +223,14 @@ def test_provenance_has_each_file_with_its_hash(root: Path) -> None:
     assert (root / file["image_path"]).is_file()
 
 
-def test_a_tested_reference_is_found_under_any_name(root: Path) -> None:
+def test_a_tested_reference_is_found_under_any_name(root: Path, recwarn: pytest.WarningsRecorder) -> None:
     references = given_references(root / "bottle" / "train", image_size=16)
     copy = root / "bottle" / "test" / "good" / "another_name.png"
     references.refuse_tested(MVTec(root).records)
+    references.warn_of_tested(MVTec(root).records)
+    assert not [one for one in recwarn if "references" in str(one.message)]
     copy.write_bytes((root / "bottle" / "train" / "good" / "004.png").read_bytes())
     with pytest.raises(UserError, match=r"another_name\.png is the reference image .*004\.png.*allow_leakage=true"):
         references.refuse_tested(MVTec(root).records)
+    with pytest.warns(UserWarning, match=r"images that are references themselves: 1, such as .*another_name\.png"):
+        references.warn_of_tested(MVTec(root).records)

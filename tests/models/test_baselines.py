@@ -102,6 +102,28 @@ def test_nearest_distance_is_to_the_nearest_of_all() -> None:
                 assert float(found[image, level, patch]) == pytest.approx(1 - max(cosines), abs=1e-6)
 
 
+def test_nothing_is_further_than_the_nearest_of_many() -> None:
+    """A memory of more tokens than are compared at once; the one that is nearest lies behind the first of them."""
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(20_000, 4, generator=generator)
+    tokens = torch.cat([memory[[0, 12_345, 19_999]], torch.randn(2, 4, generator=generator)])
+    expected = 1 - F.cosine_similarity(tokens[:, None], memory, dim=-1).amax(dim=1)
+    torch.testing.assert_close(nearest_distance(tokens, memory), expected.clamp_min(0), **CLOSE)
+
+
+@torch.no_grad()
+def test_an_image_that_is_a_reference_is_as_near_as_can_be(tiny: Backbone) -> None:
+    """A cosine a little above 1 would make reciprocals of both signs, which cancel: a map of anything but zeros."""
+    images = random_images(4)
+    method = WinCLIPPlus(tiny, PROMPTS)
+    features = method.features(images)
+    for row in range(4):
+        own = {name: values[row] for name, values in features.items()}
+        association = method.association(own, features)
+        assert association.ge(0).all()
+        assert association.lt(1e-6).all()
+
+
 def few_shot(method: Any, images: Tensor, good: Tensor, text: Tensor) -> tuple[Any, Any]:
     features, references = method.features(images), method.features(good)
     return method.score(features, text), method.score(features, text, [references] * len(images))
@@ -237,6 +259,7 @@ def test_only_sdp_needs_four_equal_stages(layers: int, tmp_path: Any) -> None:
         (WinCLIP, {"scales": [0]}, "scales must be a list of numbers from 1 to 4"),
         (WinCLIP, {"scales": [3, 2]}, "scales must rise"),
         (WinCLIP, {"scales": "23"}, "scales must be a list"),
+        (WinCLIP, {"scales": []}, "scales must be a list"),
         (WinCLIP, {"smoothing_sigma": -1}, "smoothing_sigma must be 0 or more"),
         (CLIP, {"representative": "median"}, "representative must be one of"),
         (CLIPSurgery, {"surgery_blocks": 13}, "surgery_blocks must be from 1 to 12"),

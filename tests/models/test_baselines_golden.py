@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.errors import UserError
 from src.metrics.functional import fuse
 from src.models.anomalyclip import AnomalyCLIP
 from src.models.april_gan import AprilGAN
@@ -226,6 +227,17 @@ def test_anomalyclip_text(anomalyclip: Baseline, tmp_path: Path) -> None:
     same(text.token_embeddings(), anomalyclip["prompts"])
     same(text.embed(), anomalyclip["text_raw"])
     same(text(["a", "b"])[1].T, anomalyclip["text"])
+
+
+def test_anomalyclip_of_another_depth(anomalyclip: Baseline, tmp_path: Path) -> None:
+    """Tokens of a block that the tower has must not be left out."""
+    assert anomalyclip.settings["depth"] == 9
+    path = anomalyclip.write_authors_checkpoint(tmp_path / "authors.pth")
+    for depth in (1, 8, 10):
+        with pytest.raises(UserError, match=rf"expected {depth + 1} tensors .*, found 10 "):
+            load_trained_weights(
+                AnomalyCLIP(anomalyclip.backbone, anomalyclip.prompts, depth=depth), read_trained_weights(path), path
+            )
 
 
 def test_anomalyclip_scores(anomalyclip: Baseline, tmp_path: Path) -> None:

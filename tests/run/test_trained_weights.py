@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from src.clip.backbone import Backbone
 from src.models.anomalyclip import AnomalyCLIP
+from src.models.april_gan import AprilGAN
 from src.models.method import Features, Method, Scores
 from src.models.sdp import SDP
 from src.models.sdp_plus import LevelProjections, SDPPlus
@@ -140,15 +141,29 @@ def test_another_methods_file_is_named(tiny: Backbone, tmp_path: Path) -> None:
         fitting(path)
 
 
+def test_another_methods_parameters_of_the_same_shapes_are_refused(tiny: Backbone, tmp_path: Path) -> None:
+    """SDP+'s and APRIL-GAN's have the same names and shapes. A class that is derived from the trained one may."""
+
+    class Mine(SDPPlus):
+        name = "mine"
+
+    path, trained = tmp_path / "sdp_plus.safetensors", SDPPlus(tiny, PROMPTS)
+    write_trained_weights(path, trained, {"model": {"_target_": "src.models.sdp_plus.SDPPlus"}})
+    with pytest.raises(UserError, match="was trained as SDPPlus, but model april_gan is AprilGAN; choose the model"):
+        fitting(path, AprilGAN(tiny, PROMPTS))
+    mine = Mine(tiny, PROMPTS)
+    fitting(path, mine)
+    assert_same(mine, trained)
+
+
 def test_authors_prompts_of_another_backbone_are_refused(tiny: Backbone, tmp_path: Path) -> None:
     """Their file holds the start token's embedding twice; it has to be that of the backbone."""
     method = AnomalyCLIP(tiny, PROMPTS)
     start = tiny.clip.token_embedding.weight[49406].detach().clone()
     state = {name.removeprefix("text."): value.detach() for name, value in method.trainable_parameters().items()}
     right = state | {f"token_prefix_{side}": start.half().view(1, 1, 1, -1) for side in ("pos", "neg")}
-    fitting(
-        save(tmp_path / "right.pth", {"prompt_learner": right | {"tokenized_prompts_pos": torch.ones(1).int()}}), method
-    )
+    more = {"tokenized_prompts_pos": torch.ones(1).int(), "compound_prompts_text.0": torch.ones(4, 32)}  # of block 2
+    fitting(save(tmp_path / "right.pth", {"prompt_learner": right | more}), method)
     for wrong in (start + 0.01, start[:16], torch.cat([start, start])):
         path = save(tmp_path / "w.pth", {"prompt_learner": right | {"token_prefix_neg": wrong.view(1, 1, 1, -1)}})
         with pytest.raises(UserError, match=r"w\.pth does not fit the model: its token embeddings are not those"):
