@@ -24,23 +24,23 @@ class Timed(NamedTuple):
     work: float
 
 
-def save_random_weights(folder: Path) -> Path:
-    """A weights file for the architecture: what is computed with it means nothing, but takes as long."""
-    path = folder / f"random-{ARCHITECTURE}.pt"
+def save_random_weights(folder: Path, name: str = ARCHITECTURE) -> Path:
+    """A weights file for an architecture: what is computed with it means nothing, but takes as long."""
+    path = folder / f"random-{name}.pt"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        torch.save(Backbone(find_backbone(ARCHITECTURE, None)).clip.state_dict(), path)
+        torch.save(Backbone(find_backbone(name, None)).clip.state_dict(), path)
     return path
 
 
-def common_options(data: Path, weights: Path, threads: int) -> list[str]:
-    """Overrides of all timed commands."""
+def common_options(data: Path, weights: Path, threads: int, accelerator: str = "cpu") -> list[str]:
+    """Overrides of all timed commands; the weights are those of `save_random_weights`."""
     return [
         f"paths.data_dir={data.resolve()}",
-        f"backbone.name={ARCHITECTURE}",
+        f"backbone.name={weights.stem.removeprefix('random-')}",
         f"backbone.pretrained={weights.resolve()}",
-        "trainer.accelerator=cpu",
+        f"trainer.accelerator={accelerator}",
         "~callbacks.progress",
         "+trainer.enable_progress_bar=false",
         f"test_data.num_workers={threads}",

@@ -126,6 +126,7 @@ def test_unknown_method_lists_the_known_ones() -> None:
         choose(sentences(), "median")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_vector_stays_on_the_gpu() -> None:
     rows = torch.from_numpy(sentences())
