@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run in two processes of one thread each: some 2 GB, and more processes than that only help on more cores.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := install
 .PHONY: help install demo lint types fast test clean clean-cache
@@ -10,7 +13,7 @@ help:
 	@echo "make install  create $(VENV) and install with the tested versions (constraints.txt)"
 	@echo "make demo     run SDP and SDP+ on drawn images with a small CLIP: nothing to download"
 	@echo "make test     lint, type-check and run all tests, as CI does"
-	@echo "make fast     only the fast tests"
+	@echo "make fast     only the fast tests (WORKERS=4 for more cores)"
 	@echo "make clean    remove the environment and caches of tools; results and data stay"
 	@echo "make clean-cache  remove what runs computed and can compute again (.cache)"
 
@@ -33,10 +36,10 @@ types: install
 	$(BIN)/mypy
 
 fast: install
-	$(BIN)/pytest
+	$(PYTEST)
 
 test: lint types
-	$(BIN)/pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -15,6 +15,14 @@ from tests.small_clip import build_backbone
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+LONGEST = ("test_wheel", "test_endings", "test_demo", "test_checks", "test_baselines", "test_processes", "test_faults")
+"""Files that take minutes: they begin first, or one process would be left alone with the last of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Excerpts of MVTec AD (``mvtec/``) and VisA (``visa/``); the tests that use it are marked ``data``."""
