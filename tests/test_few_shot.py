@@ -8,12 +8,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
 
+from datamodules.errors import UserError
 from src import AnomalyDetector
+from src.clip.backbone import Backbone
+from src.models.winclip_plus import WinCLIPPlus
+from src.run import build
 from src.run.merge import merge
 from src.sweeps import collect
 from tests.cli import Cli
 from tests.golden_baselines import Bench, options_of
+from tests.small_clip import PROMPTS
 from tests.test_own_images import stop_after
 
 
@@ -211,3 +219,19 @@ def test_features_from_the_cache_change_nothing(cli: Cli, tested: list[str]) -> 
         cached = cli.ok("eval", *tested, "shots=2", "feature_cache.enabled=true", name=name)
         assert (cached.folder / "predictions.csv").read_bytes() == (plain.folder / "predictions.csv").read_bytes()
     assert cached.provenance["feature_cache"]["test"]["hits"] == 6
+
+
+def test_held_out_categories_have_no_references(tiny: Backbone) -> None:
+    class Trained(WinCLIPPlus):
+        def __init__(self) -> None:
+            super().__init__(tiny, PROMPTS)
+            self.weight = nn.Parameter(torch.ones(()))
+
+    class Masks:
+        has_masks = True
+
+    config = OmegaConf.create({"ckpt_path": None, "val_categories": ["cup"]})
+    with pytest.raises(
+        UserError, match="model winclip_plus needs reference images, which held-out categories have not"
+    ):
+        build.origin_of(config, Trained(), None, Masks())  # type: ignore[arg-type]
