@@ -39,7 +39,7 @@ from src.scoring import Memory, Scorer, at_own_size
 from src.targets import walk
 
 ImageLike: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | Tensor"
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _END = object()
 _CLASSES = (("model", "_target_"), ("prompts", "_target_"))  # the only classes that a file may name,
 _OWN = r"src\.models\.\w+\.\w+"  # and where they come from

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from src.clip.backbone import Backbone, find_backbone
 from src.models.prompts import Prompts
@@ -20,6 +22,11 @@ def tiny_config(**vision: Any) -> dict[str, Any]:
     """16 patches, 12 blocks, 2 heads, with layer scale unless told otherwise."""
     measures = {"image_size": 32, "patch_size": 8, "layers": 12, "width": 32, "head_width": 16, "ls_init_value": 0.5}
     return {"embed_dim": 24, "vision_cfg": measures | vision, "text_cfg": TEXT_CONFIG}
+
+
+def unit_embeddings(backbone: Backbone, sentences: Sequence[str]) -> Tensor:
+    """Unit-length embeddings of sentences: K strings -> (K, D)."""
+    return F.normalize(backbone.embed_sentences(sentences), dim=-1)
 
 
 def write_architecture(folder: Path, stem: str = "architecture", **vision: Any) -> Path:

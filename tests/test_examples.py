@@ -70,7 +70,6 @@ WITHOUT = {
         src.clip.backbone: BackboneSource
         src.models.dual_path: Level Block
         src.models.value_path: Paths
-        src.models.losses: SegmentationLoss
         src.models.prompts: Sentences
         src.run.metric_state: read_header
         src.run.trained_weights: TrainedWeights load_trained_weights

@@ -16,7 +16,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from src.clip.backbone import Backbone, BackboneSource
 from src.config import shortcuts
-from src.models.dual_path import run_block
+from src.models.dual_path import run_both_paths
 from src.models.sdp_plus import SDPPlus
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
@@ -124,7 +124,7 @@ def test_compiling_is_asked_for_by_the_backbone(cli: Cli, options: list[str], mo
     cli.ok("eval", "+exp=sdp_mvtec", *options, name="eager")
     assert compiled == []
     cli.ok("eval", "+exp=sdp_mvtec", *options, "backbone.compile=true", name="compiled")
-    assert compiled == [run_block]
+    assert compiled == [run_both_paths]
 
 
 def test_without_a_compiler_compiling_ends_in_one_line(

@@ -31,8 +31,9 @@ from src.clip.backbone import Backbone
 from src.metric_names import METRIC_NAMES
 from src.models.maps import to_grid
 from src.models.method import Features, Method
-from src.models.sdp import CLIP_TEMPERATURE, SDP
+from src.models.sdp import SDP
 from src.models.sdp_plus import SDPPlus
+from src.models.similarity import CLIP_SCALE
 
 
 class PlainSimilarity(SDP):
@@ -40,7 +41,7 @@ class PlainSimilarity(SDP):
 
     def surgery_map(self, surgery: Tensor, text: Tensor) -> Tensor:
         """The levels' anomalous probabilities, summed and brought to the image's size: (B, H, W)."""
-        logits = CLIP_TEMPERATURE * F.normalize(surgery[:, :, 1:], dim=-1) @ text[:, None]  # (B, L, P, 2)
+        logits = CLIP_SCALE * F.normalize(surgery[:, :, 1:], dim=-1) @ text[:, None]  # (B, L, P, 2)
         similarity = logits.softmax(dim=-1).sum(dim=1)[..., 1:]  # (B, P, 1)
         size = (self.image_size, self.image_size)
         return F.interpolate(to_grid(similarity), size=size, mode="bilinear", align_corners=False)[:, 0]

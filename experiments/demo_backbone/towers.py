@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.clip.architecture import STAGES
-from src.models.dual_path import run_block
+from src.models.dual_path import run_both_paths
 
 ARCHITECTURE_FILE = Path(__file__).with_name("architecture.json")
 
@@ -46,7 +46,7 @@ def level_tokens(clip: CLIP, tokens: Tensor) -> list[Tensor]:
     stage_length = len(blocks) // STAGES
     levels = []
     for number, block in enumerate(blocks):
-        state = run_block(block, tokens)
+        state = run_both_paths(block, tokens)
         if number and number % stage_length == 0:
             levels.append(state.attended)
         tokens = state.output

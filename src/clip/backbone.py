@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datamodules.errors import UserError, reason_of
 from src.clip import text_tower
@@ -33,6 +32,8 @@ with without("wandb"):  # timm imports it unasked: a second, and folders in the 
     import open_clip
     from open_clip import factory
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _OWN_FILES = "package:"
 POSITION_RESIZES = {
     "bicubic_antialias": {"interpolation": "bicubic", "antialias": True},  # open_clip's own way
@@ -148,7 +149,7 @@ class Backbone(nn.Module):
         >>> files = "package:experiments/demo_backbone"  # the CLIP of the demo
         >>> source = find_backbone("demo-clip", f"{files}/demo_clip.safetensors", f"{files}/architecture.json")
         >>> clip = Backbone(source)
-        >>> clip.encode_sentences(["a photo of a coin", "a photo of a broken coin"]).shape
+        >>> clip.embed_sentences(["a photo of a coin", "a photo of a broken coin"]).shape
         torch.Size([2, 96])
         >>> clip.image_tokens(torch.zeros(1, 3, 96, 96)).shape
         torch.Size([1, 145, 96])
@@ -192,7 +193,11 @@ class Backbone(nn.Module):
     @cached_property
     def run_block(self) -> Callable[[Any, Tensor], Tensor]:
         """Runs a block on tokens (B, N, W), compiled if that is asked for."""
-        return torch.compile(_run_block) if self.compiled else _run_block
+        return self.compiled_if_asked(_run_block)
+
+    def compiled_if_asked(self, function: Callable[P, R]) -> Callable[P, R]:
+        """What runs blocks of the tower, by torch.compile if that is asked for."""
+        return torch.compile(function) if self.compiled else function
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch, position and CLS embedding: images (B, 3, H, W), normalised -> tokens (B, 1+P, W)."""
@@ -228,32 +233,18 @@ class Backbone(nn.Module):
         projected: Tensor = self.clip.visual.ln_post(tokens) @ self.clip.visual.proj
         return projected
 
-    def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
-        """Unit-length embeddings of sentences, on the backbone's device: K strings -> (K, D) float32."""
-        return self.encode_lists([sentences])[0]
-
-    def encode_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Unit-length embeddings of lists of sentences: for each list of K strings (K, D) float32."""
-        return [F.normalize(embeddings, dim=-1) for embeddings in self.embed_lists(lists)]
-
     @torch.no_grad()
-    def embed_lists(self, lists: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Embeddings of lists of sentences as the tower gives them: for each list of K strings (K, D) float32.
+    def embed_sentences(self, sentences: Sequence[str]) -> Tensor:
+        """Embeddings of sentences as the tower gives them, of any length: K strings -> (K, D) float32.
 
-        What is not on disk goes through the tower, in full precision whatever the run's. Each list does so on its own:
-        a batch's other sentences show in the last digits, and these must not depend on what is on disk.
+        Sentences that are not on disk as this list go through the tower, in full precision whatever the run's. A list
+        does so on its own: a batch's other sentences show in the last digits.
         """
-        self._warn_of_cut([sentence for sentences in lists for sentence in sentences])
+        self._warn_of_cut(sentences)
         device = self.clip.logit_scale.device
-        found = (self._sentences.read(sentences, device) if self._sentences else None for sentences in lists)
-        return [
-            self._encode(sentences) if known is None else known.to(device)
-            for sentences, known in zip(lists, found, strict=True)
-        ]
-
-    def _encode(self, sentences: Sequence[str]) -> Tensor:
-        """Encode a list of sentences, each distinct sentence once, and keep it."""
-        device = self.clip.logit_scale.device
+        known = self._sentences.read(sentences, device) if self._sentences else None
+        if known is not None:
+            return known.to(device)
         tokens = self.tokenizer(list(sentences)).to(device)
         with torch.autocast(device.type, enabled=False):
             embeddings = encode_tokens(self.clip, tokens).float()

@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from src.clip.architecture import chosen_layers
 from src.clip.backbone import Backbone
 from src.clip.text_tower import encode_embeddings, has_causal_text_tower
-from src.models.losses import dice_loss, focal_of
+from src.models.losses import dice_loss, focal_loss
 from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores, Targets, TextFeatures
 from src.models.prompts import Prompts
-from src.models.similarity import anomalous_probability
+from src.models.similarity import FIXED_SCALE, anomalous_probability
 from src.models.value_path import ValuePath
 
-TEMPERATURE = 0.07  # fixed, whatever the checkpoint has learned
 PIXEL_WEIGHT = 4.0  # of the losses of the maps beside that of the image
 SENTENCES = ("object.", "damaged object.")  # normal, anomalous
 _STD = 0.02  # of new prompts
@@ -108,7 +107,7 @@ class AnomalyCLIP(Method):
         """Score images by their features, given their text features (B, D, 2)."""
         with torch.autocast(text.device.type, enabled=False):
             anomaly_map = gaussian_blur(self.level_maps(features["tokens"], text).sum(dim=1), self.smoothing_sigma)
-            probability = anomalous_probability(features["image"][:, None], text, 1 / TEMPERATURE)[:, 0]  # (B,)
+            probability = anomalous_probability(features["image"][:, None], text, FIXED_SCALE)[:, 0]  # (B,)
         return Scores(anomaly_map, {"cls_score": probability, "map_max": anomaly_map.amax(dim=(1, 2))}, probability)
 
     def level_maps(self, tokens: Tensor, text: Tensor) -> Tensor:
@@ -116,7 +115,7 @@ class AnomalyCLIP(Method):
 
         The softmax comes first here, and the upsampling second.
         """
-        probability = anomalous_probability(tokens[:, :, 1:], text, 1 / TEMPERATURE)  # (B, L, P)
+        probability = anomalous_probability(tokens[:, :, 1:], text, FIXED_SCALE)  # (B, L, P)
         return upsampled(probability, self.backbone.architecture.image_size)
 
     def loss(self, features: Features, text: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -131,9 +130,9 @@ class AnomalyCLIP(Method):
             anomalous = self.level_maps(features["tokens"], text)  # (B, L, H, W)
             normal = 1 - anomalous
             target = targets.mask[:, None].to(anomalous.dtype)  # (B, 1, H, W)
-            focal = focal_of(torch.where(target > 0, anomalous, normal))
+            focal = focal_loss(torch.where(target > 0, anomalous, normal))
             dice, dice_normal = dice_loss(anomalous, target), dice_loss(normal, 1 - target)
-            logits = F.normalize(features["image"], dim=-1)[:, None] @ text / TEMPERATURE  # (B, 1, 2)
+            logits = F.normalize(features["image"], dim=-1)[:, None] @ text * FIXED_SCALE  # (B, 1, 2)
             image = F.cross_entropy(logits[:, 0], targets.label.long())
         loss = PIXEL_WEIGHT * (focal + dice + dice_normal) + image
         return {"loss": loss, "focal": focal, "dice": dice, "dice_normal": dice_normal, "image": image}

@@ -16,9 +16,9 @@ from src.models.losses import check_loss_weights, segmentation_loss
 from src.models.maps import aligned_maps, check_sigma, gaussian_blur
 from src.models.memory import level_distances
 from src.models.method import Features, FewShotMethod, Frozen, Scores, Targets
-from src.models.projections import CLIP_TEMPERATURE, LevelProjections, level_margins
+from src.models.projections import LevelProjections, level_margins
 from src.models.prompts import Prompts
-from src.models.similarity import anomalous_probability
+from src.models.similarity import CLIP_SCALE, anomalous_probability
 from src.models.text import PromptEnsemble
 
 
@@ -111,7 +111,7 @@ class AprilGAN(FewShotMethod):
             if references is not None:
                 raw_map = raw_map + self.memory_map(features[self.memory], [own[self.memory] for own in references])
             anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
-            probability = anomalous_probability(features["image"][:, None], text, CLIP_TEMPERATURE)[:, 0]  # (B,)
+            probability = anomalous_probability(features["image"][:, None], text, CLIP_SCALE)[:, 0]  # (B,)
         map_max = anomaly_map.amax(dim=(1, 2))
         single_score = probability if references is None else (probability + map_max) / 2
         return Scores(anomaly_map, {"cls_score": probability, "map_max": map_max}, single_score)
@@ -121,7 +121,7 @@ class AprilGAN(FewShotMethod):
         assert targets.mask is not None
         with torch.autocast(text.device.type, enabled=False):
             margins = self.margins(features["tokens"], text)
-            return segmentation_loss(margins, targets.mask, self.focal_weight, self.dice_weight)._asdict()
+            return segmentation_loss(margins, targets.mask, self.focal_weight, self.dice_weight)
 
     def margins(self, tokens: Tensor, text: Tensor) -> Tensor:
         """Each level's anomalous logit less its normal one, at the image's size: (B, L, P, W) -> (B, L, H, W)."""

@@ -11,9 +11,8 @@ from torch import Tensor
 from src.clip.backbone import Backbone
 from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores
-from src.models.projections import CLIP_TEMPERATURE
 from src.models.prompts import Prompts
-from src.models.similarity import anomalous_probability
+from src.models.similarity import CLIP_SCALE, anomalous_probability
 from src.models.text import PromptEnsemble
 
 
@@ -68,7 +67,7 @@ class CLIP(Method):
     def score(self, features: Features, text: Tensor) -> Scores:
         """Score images by their `tokens` (B, 1+P, D), given their text features (B, D, 2)."""
         with torch.autocast(text.device.type, enabled=False):
-            probabilities = anomalous_probability(features["tokens"], text, CLIP_TEMPERATURE)  # (B, 1+P)
+            probabilities = anomalous_probability(features["tokens"], text, CLIP_SCALE)  # (B, 1+P)
             raw_map = upsampled(probabilities[:, None, 1:], self.backbone.architecture.image_size)[:, 0]
             anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
         terms = {"cls_score": probabilities[:, 0], "map_max": anomaly_map.amax(dim=(1, 2))}

@@ -13,7 +13,7 @@ from src.clip.backbone import Backbone
 from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores
 from src.models.prompts import Prompts
-from src.models.sdp import cls_probability
+from src.models.similarity import CLIP_SCALE, anomalous_probability
 from src.models.surgery import surgery_similarity
 from src.models.text import PromptEnsemble
 from src.models.value_path import ValuePath
@@ -85,5 +85,6 @@ class CLIPSurgery(Method):
             similarity = surgery_similarity(F.normalize(tokens, dim=-1), text, SHARE_SCALE)[:, 1:, 1:]  # (B, P, 1)
             raw_map = upsampled(similarity.mT, self.backbone.architecture.image_size)[:, 0]
             anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
-            terms = {"cls_score": cls_probability(tokens, text), "map_max": anomaly_map.amax(dim=(1, 2))}
+            cls_score = anomalous_probability(tokens[:, :1], text, CLIP_SCALE)[:, 0]
+            terms = {"cls_score": cls_score, "map_max": anomaly_map.amax(dim=(1, 2))}
         return Scores(anomaly_map, terms, terms["cls_score"] + terms["map_max"])

@@ -80,8 +80,8 @@ class DualPath(nn.Module):
             raise ValueError(f"feature_tap must be one of {', '.join(FEATURE_TAPS)}, but got '{feature_tap}'")
         self.backbone = backbone
         self.stage_length = backbone.architecture.depth // STAGES
-        self.points = [self._points(layer, feature_tap) for layer in feature_layers]
-        self.run_block = torch.compile(run_block) if backbone.compiled else run_block
+        self.read_at = [self._points(layer, feature_tap) for layer in feature_layers]
+        self.run_both_paths = backbone.compiled_if_asked(run_both_paths)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Level]:
@@ -93,7 +93,7 @@ class DualPath(nn.Module):
         Returns:
             One `Level` a feature layer, in their order, in float32.
         """
-        read = {point for points in self.points for point in points}
+        read = {point for points in self.read_at for point in points}
         kept: dict[tuple[str, int], Tensor] = {}
         tokens = self.backbone.embed(images)  # (B, 1+P, W)
         second = torch.zeros_like(tokens)
@@ -101,11 +101,11 @@ class DualPath(nn.Module):
         for number, block in enumerate(self.backbone.blocks[:last], start=1):
             if (number - 1) % self.stage_length == 0:
                 second = torch.zeros_like(tokens)
-            attended, tokens, value_residual = self.run_block(block, tokens)
+            attended, tokens, value_residual = self.run_both_paths(block, tokens)
             second = second + value_residual
             states = {"attended": attended, "output": tokens, "second": second}
             kept |= {(name, number): state for name, state in states.items() if (name, number) in read}
-        return [self._level(kept[original], kept[second]) for original, second in self.points]
+        return [self._level(kept[at_original], kept[at_second]) for at_original, at_second in self.read_at]
 
     def _points(self, layer: int, feature_tap: FeatureTap) -> tuple[tuple[str, int], tuple[str, int]]:
         """Where a level's original tokens and its second path are read: the state's name and the block's number."""
@@ -121,13 +121,13 @@ class DualPath(nn.Module):
         return Level(original.float(), self.backbone.project(surgery).float())
 
 
-def run_block(block: Any, tokens: Tensor) -> Block:
+def run_both_paths(block: Any, tokens: Tensor) -> Block:
     """Both paths through one of open_clip's residual attention blocks: tokens (B, 1+P, W) of the original path in.
 
     Example:
         >>> import torch
         >>> from open_clip.transformer import ResidualAttentionBlock
-        >>> block = run_block(ResidualAttentionBlock(d_model=8, n_head=2), torch.zeros(1, 5, 8))
+        >>> block = run_both_paths(ResidualAttentionBlock(d_model=8, n_head=2), torch.zeros(1, 5, 8))
         >>> block.output.shape, block.value_residual.shape
         (torch.Size([1, 5, 8]), torch.Size([1, 5, 8]))
     """

@@ -6,7 +6,6 @@ B images, L levels, H x W pixels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +14,9 @@ FOCAL_SMOOTH = 1e-5
 DICE_SMOOTH = 1.0
 
 
-class SegmentationLoss(NamedTuple):
-    """Scalars: `loss` is the weighted sum of the two others."""
-
-    loss: Tensor
-    focal: Tensor
-    dice: Tensor
-
-
 def segmentation_loss(
     margins: Tensor, mask: Tensor, focal_weight: float = 1.0, dice_weight: float = 1.0
-) -> SegmentationLoss:
+) -> dict[str, Tensor]:
     """Focal plus dice loss of two classes, summed over the levels (CLIP-AD, section 3.3).
 
     Args:
@@ -34,44 +25,35 @@ def segmentation_loss(
         focal_weight: of focal in the sum.
         dice_weight: of dice in the sum.
 
+    Returns:
+        Scalars: `focal`, `dice`, and their weighted sum, `loss`.
+
     Example:
         >>> import torch
         >>> margins, mask = torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 0]]])
         >>> segmentation_loss(margins, mask)
-        SegmentationLoss(loss=tensor(0.5066), focal=tensor(0.1733), dice=tensor(0.3333))
-        >>> segmentation_loss(margins, mask, focal_weight=0.0).loss
+        {'loss': tensor(0.5066), 'focal': tensor(0.1733), 'dice': tensor(0.3333)}
+        >>> segmentation_loss(margins, mask, focal_weight=0.0)["loss"]
         tensor(0.3333)
     """
     target = mask[:, None].to(margins.dtype)  # (B, 1, H, W)
-    focal, dice = focal_loss(margins, target), dice_loss(margins.sigmoid(), target)
-    return SegmentationLoss(focal_weight * focal + dice_weight * dice, focal, dice)
+    focal = focal_loss(torch.where(target > 0, margins, -margins).sigmoid())
+    dice = dice_loss(margins.sigmoid(), target)
+    return {"loss": focal_weight * focal + dice_weight * dice, "focal": focal, "dice": dice}
 
 
-def focal_loss(margins: Tensor, target: Tensor) -> Tensor:
+def focal_loss(right: Tensor) -> Tensor:
     """The mean over pixels of -(1 - q)^2 log q, summed over the levels: a scalar.
 
     Lin et al., https://arxiv.org/abs/1708.02002, eq. 4, gamma 2, without class weights. q is the probability of the
     right class; as in the authors' code its target is smoothed, 1 - 1e-5 and 1e-5, and 1e-5 is added to the result.
 
     Args:
-        margins: (B, L, H, W).
-        target: (B, 1, H, W) of {0, 1}.
+        right: (B, L, H, W), the probability of each pixel's right class, in [0, 1].
 
     Example:
         >>> import torch
-        >>> margins, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1, 0]]]])
-        >>> focal_loss(margins, target)  # about 2 * 0.5 ** 2 * log(2)
-        tensor(0.3465)
-    """
-    return focal_of(torch.where(target > 0, margins, -margins).sigmoid())
-
-
-def focal_of(right: Tensor) -> Tensor:
-    """The same from the probability of each pixel's right class: (B, L, H, W), in [0, 1] -> a scalar.
-
-    Example:
-        >>> import torch
-        >>> focal_of(torch.full((1, 2, 1, 2), 0.5))
+        >>> focal_loss(torch.full((1, 2, 1, 2), 0.5))  # about 2 * 0.5 ** 2 * log(2)
         tensor(0.3465)
     """
     q = (1 - 2 * FOCAL_SMOOTH) * right + 2 * FOCAL_SMOOTH

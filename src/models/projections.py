@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from src.models.maps import aligned_maps
+from src.models.similarity import CLIP_SCALE
 
-CLIP_TEMPERATURE = 100.0
 _SHORTEST = 1e-12  # a token's length is not taken as less, as in torch's normalize
 
 
@@ -62,6 +62,6 @@ def level_margins(projected: Sequence[Tensor], text: Tensor, size: int) -> Tenso
         >>> level_margins([torch.tensor([[[3.0, 0.0]]])], text, size=1)  # 100 * (0.99 - 1.0)
         tensor([[[[-1.0000]]]])
     """
-    direction = CLIP_TEMPERATURE * (text[..., 1:] - text[..., :1])  # (B, D, 1)
+    direction = CLIP_SCALE * (text[..., 1:] - text[..., :1])  # (B, D, 1)
     margins = [tokens @ direction / tokens.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST) for tokens in projected]
     return aligned_maps(torch.cat(margins, dim=-1).mT, size)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.clip.architecture import chosen_layers
 from src.clip.backbone import Backbone
 from src.models.dual_path import DualPath, FeatureTap
 from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores
-from src.models.projections import CLIP_TEMPERATURE
 from src.models.prompts import Prompts
+from src.models.similarity import CLIP_SCALE, anomalous_probability
 from src.models.surgery import surgery_similarity
 from src.models.text import DBSCAN, PromptEnsemble
 
@@ -63,13 +64,13 @@ class SDP(Method):
     ) -> None:
         super().__init__()
         check_sigma(smoothing_sigma)
-        self.feature_layers = backbone.architecture.quarters if feature_layers is None else feature_layers
+        self.feature_layers = chosen_layers(feature_layers, backbone.architecture.quarters, backbone.architecture)
         self.text = PromptEnsemble(backbone, prompts, representative, dbscan)
         self.dual_path = DualPath(backbone, self.feature_layers, feature_tap)
         self.image_size = backbone.architecture.image_size
         self.smoothing_sigma = smoothing_sigma
         self.fusion = fusion
-        settings = {"feature_layers": list(self.feature_layers), "feature_tap": feature_tap}
+        settings = {"feature_layers": self.feature_layers, "feature_tap": feature_tap}
         self.frozen = Frozen(settings, for_scores=["surgery"])
 
     def features(self, images: Tensor) -> Features:
@@ -90,7 +91,8 @@ class SDP(Method):
     def scores_of(self, raw_map: Tensor, surgery: Tensor, text: Tensor) -> Scores:
         """Smooth a map (B, H, W) and put the image-level terms beside it; alone, an image has their sum."""
         anomaly_map = gaussian_blur(raw_map, self.smoothing_sigma)
-        terms = {"cls_score": cls_probability(surgery[:, -1], text), "map_max": anomaly_map.amax(dim=(1, 2))}
+        cls_score = anomalous_probability(surgery[:, -1, :1], text, CLIP_SCALE)[:, 0]
+        terms = {"cls_score": cls_score, "map_max": anomaly_map.amax(dim=(1, 2))}
         return Scores(anomaly_map, terms, terms["cls_score"] + terms["map_max"])
 
 
@@ -106,16 +108,3 @@ def sum_similarities(surgery: Tensor, text: Tensor) -> Tensor:
     """
     similarities = [surgery_similarity(F.normalize(tokens, dim=-1), text) for tokens in surgery.unbind(1)]
     return torch.stack(similarities).sum(dim=0)
-
-
-def cls_probability(tokens: Tensor, text: Tensor) -> Tensor:
-    """Probability of the anomalous class from CLS, at CLIP's temperature: surgery tokens (B, 1+P, D) -> (B,).
-
-    Example:
-        >>> import torch
-        >>> text = torch.tensor([[[1.0, 0.99], [0.0, 0.141]]])
-        >>> cls_probability(torch.eye(2)[None], text)  # 1 / (1 + exp(100 * (1.0 - 0.99)))
-        tensor([0.2689])
-    """
-    cls_token = F.normalize(tokens[:, :1], dim=-1)  # (B, 1, D)
-    return F.softmax(CLIP_TEMPERATURE * cls_token @ text, dim=-1)[:, 0, 1]

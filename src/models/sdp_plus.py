@@ -86,7 +86,7 @@ class SDPPlus(SDP, FewShotMethod):
         assert targets.mask is not None
         with torch.autocast(original.device.type, enabled=False):
             margins = self.margins(original, text)
-            return segmentation_loss(margins, targets.mask, self.focal_weight, self.dice_weight)._asdict()
+            return segmentation_loss(margins, targets.mask, self.focal_weight, self.dice_weight)
 
     def margins(self, original: Tensor, text: Tensor) -> Tensor:
         """Each level's anomalous logit less its normal one, at the image's size: (B, L, H, W).

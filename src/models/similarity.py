@@ -8,6 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+CLIP_SCALE = 100.0  # what CLIP has learned, and papers call a temperature of 0.01
+FIXED_SCALE = 1 / 0.07  # WinCLIP's and AnomalyCLIP's, whatever the checkpoint has learned
+
 
 def anomalous_probability(tokens: Tensor, text: Tensor, scale: float) -> Tensor:
     """The second of two probabilities: softmax(scale * cosine) over the two texts.

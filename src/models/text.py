@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from src.clip.backbone import Backbone
 from src.models.method import TextFeatures
@@ -89,5 +90,6 @@ class PromptEnsemble(ClassMatrices):
             ValueError: DBSCAN finds no cluster.
         """
         dbscan = self.dbscan.get(data_set, self.dbscan["default"])
-        sides = self.backbone.encode_lists(self.prompts.sentences(class_name))  # normal, anomalous: (K, D) each
-        return torch.stack([representative_vector(side, self.representative, dbscan) for side in sides], dim=1)
+        sides = map(self.backbone.embed_sentences, self.prompts.sentences(class_name))  # normal, anomalous: (K, D) each
+        vectors = [representative_vector(F.normalize(side, dim=-1), self.representative, dbscan) for side in sides]
+        return torch.stack(vectors, dim=1)

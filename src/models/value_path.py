@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.clip.backbone import Backbone
-from src.models.dual_path import run_block
+from src.models.dual_path import run_both_paths
 
 
 class Paths(NamedTuple):
@@ -51,7 +51,7 @@ class ValuePath(nn.Module):
         self.backbone = backbone
         self.first = backbone.architecture.depth - blocks + 1
         self.layers = layers
-        self.run_block = torch.compile(run_block) if backbone.compiled else run_block
+        self.run_both_paths = backbone.compiled_if_asked(run_both_paths)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Paths:
@@ -62,7 +62,7 @@ class ValuePath(nn.Module):
             if number < self.first:
                 original = second = self.backbone.run_block(block, original)
             else:
-                _, original, value_residual = self.run_block(block, original)
+                _, original, value_residual = self.run_both_paths(block, original)
                 second = second + value_residual
             if number in self.layers:
                 levels.append(second)

@@ -16,10 +16,9 @@ from src.clip.backbone import Backbone
 from src.models.maps import check_sigma, gaussian_blur, upsampled
 from src.models.method import Features, Frozen, Method, Scores
 from src.models.prompts import Prompts
-from src.models.similarity import anomalous_probability
+from src.models.similarity import FIXED_SCALE, anomalous_probability
 from src.models.text import ClassMatrices
 
-TEMPERATURE = 0.07  # fixed, whatever the checkpoint has learned
 MOST_WINDOWS = 512  # that go through the tower at once; more are no faster and take more memory
 
 
@@ -120,13 +119,13 @@ class WinCLIP(Method):
 
     def image_score(self, features: Features, text: Tensor) -> Tensor:
         """The anomalous probability of the whole image: (B,)."""
-        return anomalous_probability(features["image"][:, None], text, 1 / TEMPERATURE)[:, 0]
+        return anomalous_probability(features["image"][:, None], text, FIXED_SCALE)[:, 0]
 
     def zero_shot_grid(self, features: Features, text: Tensor) -> Tensor:
         """The harmonic mean of the image's score and the maps of all scales: (B, P)."""
         maps = [self.image_score(features, text)[:, None]]  # (B, 1), a constant map
         for scale in self.scales:
-            probability = anomalous_probability(features[f"window_{scale}"], text, 1 / TEMPERATURE)  # (B, n)
+            probability = anomalous_probability(features[f"window_{scale}"], text, FIXED_SCALE)  # (B, n)
             maps.append(mean_over_windows(probability, scale))
         inverse: Tensor = sum(1 / one for one in maps)  # type: ignore[assignment]
         return len(maps) / inverse
@@ -161,7 +160,7 @@ class PlainMeanPrompts(ClassMatrices):
     def matrix_of(self, class_name: str, data_set: str) -> Tensor:
         """The means of both sides, brought to unit length: (D, 2)."""
         del data_set
-        sides = self.backbone.embed_lists(self.prompts.sentences(class_name))  # normal, anomalous: (K, D) each
+        sides = map(self.backbone.embed_sentences, self.prompts.sentences(class_name))  # normal, anomalous: (K, D) each
         return torch.stack([F.normalize(side.mean(dim=0), dim=0) for side in sides], dim=1)
 
 

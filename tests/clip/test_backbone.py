@@ -22,7 +22,7 @@ from datamodules.errors import UserError
 from src.clip import text_tower
 from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
-from tests.small_clip import build_backbone, random_images, tiny_config, write_architecture
+from tests.small_clip import build_backbone, random_images, tiny_config, unit_embeddings, write_architecture
 
 SENTENCES = ["a photo of a perfect screw.", "a screw.", "", "a dark photo of the capsule with contamination."]
 
@@ -101,7 +101,7 @@ def test_own_context_length_reaches_the_tokenizer(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     backbone = Backbone(find_backbone("tiny", None, str(path)))
     assert backbone.tokenizer(["a screw"]).shape == (1, 12)
-    assert backbone.encode_sentences(["a photo of " * 20]).shape == (1, 24)
+    assert unit_embeddings(backbone, ["a photo of " * 20]).shape == (1, 24)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_stays_frozen_and_in_evaluation_mode(tmp_path: Path) -> None:
 
 
 def test_sentences_are_open_clips_embeddings_at_unit_length(tiny: Backbone) -> None:
-    embeddings = tiny.encode_sentences(SENTENCES)
+    embeddings = unit_embeddings(tiny, SENTENCES)
     tokens = open_clip.tokenize(SENTENCES)
     with torch.no_grad():
         expected = tiny.clip.encode_text(tokens)
@@ -296,10 +296,10 @@ def test_sentences_are_open_clips_embeddings_at_unit_length(tiny: Backbone) -> N
 
 def test_a_sentence_does_not_depend_on_its_batch(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     sentences = [f"a photo of a {number}." for number in range(7)] + SENTENCES
-    at_once = tiny.encode_sentences(sentences)
-    alone = torch.cat([tiny.encode_sentences([sentence]) for sentence in sentences])
+    at_once = unit_embeddings(tiny, sentences)
+    alone = torch.cat([unit_embeddings(tiny, [sentence]) for sentence in sentences])
     monkeypatch.setattr(text_tower, "SENTENCES_PER_BATCH", 3)
-    in_batches = tiny.encode_sentences(sentences)
+    in_batches = unit_embeddings(tiny, sentences)
     torch.testing.assert_close(at_once, alone, rtol=0, atol=2e-6)
     torch.testing.assert_close(at_once, in_batches, rtol=0, atol=2e-6)
 

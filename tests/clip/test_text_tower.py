@@ -19,7 +19,7 @@ from src.clip.sentence_cache import SentenceCache
 from src.clip.text_tower import encode_embeddings, encode_tokens, has_causal_text_tower
 from src.models.text import PromptEnsemble
 from tests.golden_reference import Golden, paper_prompts
-from tests.small_clip import PROMPTS, randomise, tiny_config, write_architecture
+from tests.small_clip import PROMPTS, randomise, tiny_config, unit_embeddings, write_architecture
 
 SENTENCES = ["a photo of a perfect screw.", "a photo of a screw.", "", "a photo", "A photo of a screw.", "nut", "screw"]
 
@@ -53,18 +53,18 @@ def test_embeddings_are_open_clips(
     backbone = build(tmp_path, **change)
     assert has_causal_text_tower(backbone.clip)
     expected = by_open_clip(backbone, SENTENCES)
-    torch.testing.assert_close(backbone.encode_sentences(SENTENCES), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(unit_embeddings(backbone, SENTENCES), expected, rtol=0, atol=2e-6)
 
 
 def test_the_papers_sentences_are_open_clips(golden: Golden) -> None:
     sentences = paper_prompts().sentences("metal_nut").anomalous
     expected = by_open_clip(golden.backbone, sentences)
-    torch.testing.assert_close(golden.backbone.encode_sentences(sentences), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(unit_embeddings(golden.backbone, sentences), expected, rtol=0, atol=2e-6)
 
 
 def test_a_sentence_longer_than_the_context_is_cut_as_open_clip_cuts_it(tiny: Backbone) -> None:
     sentences = ["a photo of " * 50, "a photo of a screw."]
-    torch.testing.assert_close(tiny.encode_sentences(sentences), by_open_clip(tiny, sentences), rtol=0, atol=2e-6)
+    torch.testing.assert_close(unit_embeddings(tiny, sentences), by_open_clip(tiny, sentences), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("change", [{"no_causal_mask": True}, {"pool_type": "last"}, {"custom_text": True}])
@@ -73,7 +73,7 @@ def test_other_towers_go_open_clips_own_way(change: dict[str, Any], tmp_path: Pa
     backbone = build(tmp_path, **change, **custom)
     assert not has_causal_text_tower(backbone.clip)
     expected = by_open_clip(backbone, SENTENCES)
-    torch.testing.assert_close(backbone.encode_sentences(SENTENCES), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(unit_embeddings(backbone, SENTENCES), expected, rtol=0, atol=2e-6)
 
 
 def test_a_tower_runs_from_token_embeddings(tiny: Backbone) -> None:
@@ -82,18 +82,10 @@ def test_a_tower_runs_from_token_embeddings(tiny: Backbone) -> None:
     torch.testing.assert_close(F.normalize(found, dim=-1), by_open_clip(tiny, SENTENCES), rtol=0, atol=2e-6)
 
 
-def test_a_list_is_encoded_on_its_own(tmp_path: Path) -> None:
+def test_a_sentence_may_come_twice(tmp_path: Path) -> None:
     backbone = build(tmp_path)
-    alone = backbone.encode_lists([["a nut", "a bolt", "a nut"]])[0]
-    beside = backbone.encode_lists([["a screw", "a nut"], ["a nut", "a bolt", "a nut"]])[1]
-    assert torch.equal(alone, beside)  # whatever else is asked for
+    alone = unit_embeddings(backbone, ["a nut", "a bolt", "a nut"])
     torch.testing.assert_close(alone, by_open_clip(backbone, ["a nut", "a bolt", "a nut"]), rtol=0, atol=2e-6)
-
-
-def test_embeddings_do_not_depend_on_what_is_encoded_beside_them(golden_a: Golden) -> None:
-    lists = [side for name in golden_a.classes for side in paper_prompts().sentences(name)]
-    together = golden_a.backbone.encode_lists(lists)
-    assert all(map(torch.equal, together, map(golden_a.backbone.encode_sentences, lists)))
 
 
 def test_a_sentence_that_is_cut_is_a_warning_each_time(tmp_path: Path) -> None:
@@ -101,17 +93,17 @@ def test_a_sentence_that_is_cut_is_a_warning_each_time(tmp_path: Path) -> None:
     fits = "screw " * 75  # with a beginning and an end 77 tokens
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"1 of 3 sentences are cut at the 77 tokens.*nut nut") as warned:
-            build(tmp_path, cache).encode_lists([["a photo", fits], ["nut " * 76]])
+            build(tmp_path, cache).embed_sentences(["a photo", fits, "nut " * 76])
         assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build(tmp_path, cache).encode_lists([["a photo", fits]])
+        build(tmp_path, cache).embed_sentences(["a photo", fits])
 
 
 def test_text_is_exact_under_autocast(tiny: Backbone) -> None:
-    expected = tiny.encode_sentences(SENTENCES)
+    expected = unit_embeddings(tiny, SENTENCES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(tiny.encode_sentences(SENTENCES), expected)
+        assert torch.equal(unit_embeddings(tiny, SENTENCES), expected)
 
 
 # On disk

@@ -14,6 +14,7 @@ from experiments.demo_backbone.captions import Captions, project_prompts
 from experiments.demo_backbone.towers import ARCHITECTURE_FILE, build_clip, embed_cls, embed_window, level_tokens
 from src.clip.backbone import Backbone, find_backbone
 from src.models.dual_path import DualPath
+from tests.small_clip import unit_embeddings
 
 WEIGHTS = ARCHITECTURE_FILE.with_name("demo_clip.safetensors")
 
@@ -48,7 +49,7 @@ def test_only_rows_of_used_words_are_kept() -> None:
 
 def test_sentences_of_a_class_tell_flawless_from_damaged(backbone: Backbone) -> None:
     for name in DEFECTS:
-        normal, anomalous = (backbone.encode_sentences(side) for side in project_prompts().sentences(name))
+        normal, anomalous = (unit_embeddings(backbone, side) for side in project_prompts().sentences(name))
         contrast = anomalous.mean(dim=0) - normal.mean(dim=0)
         assert (anomalous @ contrast).mean() > (normal @ contrast).mean() + 1e-3
 

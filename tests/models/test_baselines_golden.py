@@ -17,8 +17,8 @@ from src.models.april_gan import AprilGAN
 from src.models.maps import aligned_maps, gaussian_blur
 from src.models.memory import level_distances
 from src.models.method import Features, Method, Targets
-from src.models.similarity import anomalous_probability
-from src.models.winclip import TEMPERATURE, WinCLIP, mean_over_windows, windows_of
+from src.models.similarity import FIXED_SCALE, anomalous_probability
+from src.models.winclip import WinCLIP, mean_over_windows, windows_of
 from src.models.winclip_plus import WinCLIPPlus, half_distance
 from src.run.trained_weights import load_trained_weights, read_trained_weights
 from tests.golden_baselines import Baseline, normalised
@@ -64,7 +64,8 @@ def test_winclip_text_and_windows(winclip: Baseline) -> None:
     method.text.prepare(winclip.classes, "mvtec")
     for name in winclip.classes:
         same(method.text([name])[0].T, F.normalize(winclip[f"text/{name}"], dim=-1))
-        raw = torch.stack([side.mean(dim=0) for side in winclip.backbone.embed_lists(winclip.prompts.sentences(name))])
+        sides = map(winclip.backbone.embed_sentences, winclip.prompts.sentences(name))
+        raw = torch.stack([side.mean(dim=0) for side in sides])
         same(raw, winclip[f"text/{name}"])
     for scale in (2, 3):
         assert windows_of(5, scale).T.tolist() == winclip[f"masks/{scale}"].tolist()
@@ -84,7 +85,7 @@ def test_winclip_zero_shot(winclip: Baseline) -> None:
     method = WinCLIP(winclip.backbone, winclip.prompts)
     text, features = text_of(method, winclip), method.features(winclip.images)
     for scale in (2, 3):
-        scores = anomalous_probability(features[f"window_{scale}"], text, 1 / TEMPERATURE)
+        scores = anomalous_probability(features[f"window_{scale}"], text, FIXED_SCALE)
         same(scores, winclip[f"zero_shot/window_scores_{scale}"])
         same(mean_over_windows(scores, scale), winclip[f"zero_shot/aggregated_{scale}"])
     same(method.zero_shot_grid(features, text), winclip["zero_shot/multi_scale"])

@@ -12,9 +12,11 @@ from src.models.dual_path import DualPath
 from src.models.maps import gaussian_blur
 from src.models.method import Targets
 from src.models.representative import representative_vector
-from src.models.sdp import SDP, cls_probability, sum_similarities
+from src.models.sdp import SDP, sum_similarities
 from src.models.sdp_plus import SDPPlus
+from src.models.similarity import CLIP_SCALE, anomalous_probability
 from tests.golden_reference import Golden, paper_prompts
+from tests.small_clip import unit_embeddings
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 TEXT_TOLERANCE = {"rtol": 0, "atol": 2e-3}  # the reference rounds all text matrices but `mean` to float16
@@ -70,7 +72,7 @@ def test_block_output_differs_at_all_levels_but_the_last(golden: Golden) -> None
 
 def test_text_matrices(golden: Golden) -> None:
     embedded = {
-        name: [golden.backbone.encode_sentences(side) for side in paper_prompts().sentences(name)]
+        name: [unit_embeddings(golden.backbone, side) for side in paper_prompts().sentences(name)]
         for name in golden.classes
     }
     keys = [key for key in golden.arrays.files if key.startswith("text/")]
@@ -95,7 +97,8 @@ def test_sdp(golden: Golden) -> None:
     surgery = model.features(golden.images)["surgery"]
     torch.testing.assert_close(sum_similarities(surgery, golden.text), golden["similarity"], **TOLERANCE)
     torch.testing.assert_close(model.surgery_map(surgery, golden.text), golden["map_raw"], **TOLERANCE)
-    torch.testing.assert_close(cls_probability(surgery[:, -1], golden.text), golden["prob"], **TOLERANCE)
+    probability = anomalous_probability(surgery[:, -1, :1], golden.text, CLIP_SCALE)[:, 0]
+    torch.testing.assert_close(probability, golden["prob"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("sigma", [2, 8])

@@ -36,7 +36,7 @@ def test_focal_is_the_mean_over_pixels_of_the_smoothed_formula() -> None:
         smoothed = [min(max(target, 1e-5), 1 - 1e-5) for target in one_hot]
         p = sum(t * q for t, q in zip(smoothed, (1 - anomalous, anomalous), strict=True)) + 1e-5
         values.append(-((1 - p) ** 2) * log(p))
-    assert segmentation_loss(margins, mask).focal.item() == pytest.approx(3 * np.mean(values), rel=1e-12)
+    assert segmentation_loss(margins, mask)["focal"].item() == pytest.approx(3 * np.mean(values), rel=1e-12)
 
 
 def test_dice_is_the_mean_over_images() -> None:
@@ -46,48 +46,48 @@ def test_dice_is_the_mean_over_images() -> None:
         p, t = margins[image, level].sigmoid().numpy().ravel(), mask[image].numpy().ravel()
         overlap = sum(float(a) * int(b) for a, b in zip(p, t, strict=True))
         expected.append(1 - (2 * overlap + 1) / (float(p.sum()) + int(t.sum()) + 1))
-    assert segmentation_loss(margins, mask).dice.item() == pytest.approx(sum(expected) / 2, rel=1e-12)
+    assert segmentation_loss(margins, mask)["dice"].item() == pytest.approx(sum(expected) / 2, rel=1e-12)
 
 
 def test_the_loss_is_the_weighted_sum_of_both() -> None:
-    total, focal, dice = segmentation_loss(*random_case())
+    total, focal, dice = segmentation_loss(*random_case()).values()
     assert total == focal + dice
     weighted = segmentation_loss(*random_case(), focal_weight=0.5, dice_weight=3)
-    assert weighted.loss == 0.5 * focal + 3 * dice
-    assert (weighted.focal, weighted.dice) == (focal, dice)
+    assert weighted["loss"] == 0.5 * focal + 3 * dice
+    assert (weighted["focal"], weighted["dice"]) == (focal, dice)
 
 
 def test_a_perfect_prediction_costs_nothing() -> None:
     mask = torch.eye(4)[None]
     loss = segmentation_loss(margins_of(mask), mask)
-    assert loss.focal.item() == pytest.approx(0, abs=1e-9)
-    assert loss.dice.item() == 0
+    assert loss["focal"].item() == pytest.approx(0, abs=1e-9)
+    assert loss["dice"].item() == 0
 
 
 def test_a_wrong_prediction_costs_much_but_not_infinitely() -> None:
     mask = torch.eye(4)[None]
     loss = segmentation_loss(margins_of(1 - mask), mask)
-    assert loss.focal.item() == pytest.approx(-((1 - 2e-5) ** 2) * log(2e-5), rel=1e-4)
-    assert loss.dice.item() == pytest.approx(1 - 1 / 17)
+    assert loss["focal"].item() == pytest.approx(-((1 - 2e-5) ** 2) * log(2e-5), rel=1e-4)
+    assert loss["dice"].item() == pytest.approx(1 - 1 / 17)
 
 
 def test_an_undecided_prediction() -> None:
     loss = segmentation_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 0]]]))
-    assert loss.focal.item() == pytest.approx(log(2) / 4, rel=1e-3)
-    assert loss.dice.item() == pytest.approx(1 - 2 / 3)
+    assert loss["focal"].item() == pytest.approx(log(2) / 4, rel=1e-3)
+    assert loss["dice"].item() == pytest.approx(1 - 2 / 3)
 
 
 def test_an_image_without_anomaly_rewards_silence() -> None:
     mask = torch.zeros(1, 3, 3)
-    assert segmentation_loss(margins_of(mask), mask).dice.item() == 0
-    assert segmentation_loss(margins_of(mask + 1), mask).dice.item() == pytest.approx(0.9)
+    assert segmentation_loss(margins_of(mask), mask)["dice"].item() == 0
+    assert segmentation_loss(margins_of(mask + 1), mask)["dice"].item() == pytest.approx(0.9)
 
 
 def test_float32_is_precise_where_hardly_anything_is_left_to_learn() -> None:
     mask = torch.zeros(1, 240, 240)
     margins = torch.full((1, 1, 240, 240), -11.0)
     outside = 240 * 240 / (1 + exp(11))
-    assert segmentation_loss(margins, mask).dice.item() == pytest.approx(1 - 1 / (outside + 1), rel=1e-4)
+    assert segmentation_loss(margins, mask)["dice"].item() == pytest.approx(1 - 1 / (outside + 1), rel=1e-4)
 
 
 def test_integer_bool_and_float_masks_agree() -> None:
@@ -100,8 +100,8 @@ def test_gradients_are_the_numerical_ones_and_point_to_the_mask() -> None:
     margins, mask = random_case()
     margins.requires_grad_()
     for weights in ((1, 1), (0, 1), (1, 0), (0.5, 3)):
-        assert torch.autograd.gradcheck(lambda x, w=weights: 3 * segmentation_loss(x, mask, *w).loss, (margins,))
-    (gradient,) = torch.autograd.grad(segmentation_loss(margins, mask).loss, margins)
+        assert torch.autograd.gradcheck(lambda x, w=weights: 3 * segmentation_loss(x, mask, *w)["loss"], (margins,))
+    (gradient,) = torch.autograd.grad(segmentation_loss(margins, mask)["loss"], margins)
     anomalous = mask[:, None].expand_as(gradient)
     assert (gradient[anomalous == 1] < 0).all()
     assert (gradient[anomalous == 0] > 0).all()
