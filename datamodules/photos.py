@@ -27,6 +27,7 @@ from datamodules.errors import UserError
 from datamodules.images import UNREADABLE, open_image
 from datamodules.options import as_text, check_line
 from datamodules.records import IMAGE_SUFFIXES, Record, files_below
+from datamodules.samplers import Filler
 from datamodules.transforms import normalise, squash_image
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
@@ -254,7 +255,7 @@ class PhotoDataset(Dataset[Sample]):
             sample |= self.transform(open_photo(record.image_path, self.bits, self.warn, self.is_upright))
         except UserError as error:
             sample["unreadable"] = str(error)
-        if type(index) is not int:  # a Filler, see datamodules.samplers
+        if isinstance(index, Filler):
             sample["is_filler"] = True
         return sample
 

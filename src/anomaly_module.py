@@ -24,7 +24,7 @@ from src.models.method import Features, FewShotMethod, Method, Scores, Targets
 from src.processes import gather_rows, is_first
 from src.run.checkpoints import LAST_CHECKPOINT
 from src.run.trained_weights import ORIGIN, Origin, check_finite
-from src.scoring import Memory, Scorer, features_of, score
+from src.scoring import Memory, Scorer, check_scores, features_of, score
 
 RUN = "run"  # in a checkpoint: which run it is of
 FILLER = "is_filler"  # a batch that is only there so that this process takes part
@@ -127,31 +127,11 @@ class AnomalyModule(LightningModule):
 
     def _score(self, batch: Batch, references: Sequence[Features] | None = None) -> Scores:
         scores = score(self.method, self._features(batch), self.method.text(batch["category"]), references)
-        self._check(scores, batch)
+        check_scores(self.method, scores, batch["image_path"])
         return scores
 
     def _references(self, batch: Batch) -> Sequence[Features] | None:
         return None if self.memory is None else self.memory.of(batch["category"], self.device)
-
-    def _check(self, scores: Scores, batch: Batch) -> None:
-        """Refuse what can't be scores. A wrong shape is the method's author's, a value that is no number the user's."""
-        images, name = len(batch["category"]), self.method.name
-        image_level = {**scores.terms, "single_score": scores.single_score}
-        shapes = {key: tuple(value.shape) for key, value in image_level.items()}
-        if scores.anomaly_map.ndim != 3 or len(scores.anomaly_map) != images or set(shapes.values()) != {(images,)}:
-            raise ValueError(
-                f"method {name}: expected an anomaly_map of shape ({images}, H, W) and image-level scores of shape "
-                f"({images},), but got {tuple(scores.anomaly_map.shape)} and {shapes}"
-            )
-        if list(scores.terms) != list(self.method.terms):
-            raise ValueError(f"method {name}: expected terms {list(self.method.terms)}, but got {list(scores.terms)}")
-        finite = torch.stack([scores.anomaly_map.amax(dim=(1, 2)), *image_level.values()]).isfinite().all(dim=0)  # (B,)
-        finite &= scores.anomaly_map.amin(dim=(1, 2)).isfinite()
-        if not finite.all():
-            path = batch["image_path"][int(finite.int().argmin())]
-            raise UserError(
-                f"the scores of {path} by {name} are not finite; try trainer.precision=32, or check the weights"
-            )
 
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer of the trainable parameters.
@@ -267,7 +247,6 @@ class AnomalyModule(LightningModule):
             scores = self(batch)
             return {"scores": scores, "maps": list(scores.anomaly_map)}
         scores, maps = self.scorer(batch, self.method.text(batch["category"]), self._references(batch))
-        self._check(scores, batch)
         return {"scores": scores, "maps": maps}
 
     @property

@@ -18,6 +18,12 @@ from src.overrides import ADDED, did_you_mean, explain
 from src.targets import Keys, check_targets, walk
 
 ON_PHOTOS = ("predict", "calibrate")  # the commands that take a source
+_ONLY_OF = {
+    **dict.fromkeys(("source", "category", "tile", "overlap"), ON_PHOTOS),
+    "threshold": ("eval", *ON_PHOTOS),  # calibrate's own rule says why it takes none
+    "max_false_alarms": ("calibrate",),
+}
+"""Keys that other commands would not read."""
 _OF_LOADING = ("image_size", "bits", "batch_size", "num_workers", "shard")
 LAST = "last"  # of `select`: the last epoch is tested
 _LARGEST_SEED = 2**32 - 1  # for a larger one, Lightning takes another
@@ -141,6 +147,10 @@ def validate(config: DictConfig, command: str = "train", data_set: str | None = 
     for key in map(str, config):
         if key not in known:
             raise UserError(f"unknown configuration key '{key}'{did_you_mean(key, [*known, *ADDED])}")
+        is_changed = key in _ONLY_OF and config[key] != Config.__dataclass_fields__[key].default
+        if is_changed and command not in _ONLY_OF[key]:
+            commands = " and ".join(f"src.{one}" for one in _ONLY_OF[key])
+            raise UserError(f"{key} is a key of {commands}, and src.{command} does not read it; leave it out")
     try:
         _check_interpolations(OmegaConf.to_container(config))
         if command in ON_PHOTOS:

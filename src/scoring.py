@@ -1,6 +1,6 @@
-"""Photos -> scores and maps, as `src.predict` and the Python API both do it.
+"""A batch -> scores: what the LightningModule and the Python interface share.
 
-B photos, T tiles, S side of the model's input, D embedding.
+B images, H x W pixels, T tiles of a photo, S side of the model's input, D embedding.
 """
 
 from __future__ import annotations
@@ -39,6 +39,53 @@ def score(method: Method, features: Features, text: Tensor, references: Sequence
         return method.score(features, text)
     assert isinstance(method, FewShotMethod)
     return method.score(features, text, references)
+
+
+def check_scores(method: Method, scores: Scores, image_paths: Sequence[str]) -> None:
+    """Refuse what can't be the scores of B images.
+
+    Args:
+        method: that gave them.
+        scores: of B images.
+        image_paths: of these images, for the message.
+
+    Raises:
+        ValueError: a wrong shape or name, for the method's author.
+        UserError: a value that is not finite; a ranking with such a score would mean nothing.
+
+    Example:
+        >>> from src.models.sdp import SDP
+        >>> terms = {"cls_score": torch.ones(1), "map_max": torch.zeros(1)}
+        >>> scores = Scores(torch.zeros(1, 9, 9), terms, single_score=torch.ones(1))
+        >>> check_scores(SDP, scores, ["a.png"])
+    """
+    images, name = len(image_paths), method.name
+    image_level = {**scores.terms, "single_score": scores.single_score}
+    shapes = {key: tuple(value.shape) for key, value in image_level.items()}
+    if scores.anomaly_map.ndim != 3 or len(scores.anomaly_map) != images or set(shapes.values()) != {(images,)}:
+        raise ValueError(
+            f"method {name}: expected an anomaly_map of shape ({images}, H, W) and image-level scores of shape "
+            f"({images},), but got {tuple(scores.anomaly_map.shape)} and {shapes}"
+        )
+    if list(scores.terms) != list(method.terms):
+        raise ValueError(f"method {name}: expected terms {list(method.terms)}, but got {list(scores.terms)}")
+    flat = scores.anomaly_map.flatten(1)
+    finite = torch.stack([flat.amax(dim=1), flat.amin(dim=1), *image_level.values()]).isfinite().all(dim=0)  # (B,)
+    if not finite.all():
+        raise not_finite(method, image_paths[int(finite.int().argmin())])
+
+
+def not_finite(method: Method, image_path: str) -> UserError:
+    """The error of an image whose scores or map are not finite.
+
+    Example:
+        >>> from src.models.sdp import SDP
+        >>> print(not_finite(SDP, "a.png"))
+        the scores of a.png by sdp are not finite; try trainer.precision=32, or check the weights
+    """
+    return UserError(
+        f"the scores of {image_path} by {method.name} are not finite; try trainer.precision=32, or check the weights"
+    )
 
 
 class Memory:
@@ -133,16 +180,16 @@ class Scorer:
             The scores of the whole photos, and each photo's map (h, w): the model's, or that of its tiles, blended.
 
         Raises:
-            UserError: a score or a map is not finite.
+            UserError: a score or a map is not finite, see `check_scores`.
         """
         scores = self._score(batch["image"], text, references)
+        check_scores(self.method, scores, batch["image_path"])
         maps = list(scores.anomaly_map.unbind())
         for i, (tiles, boxes) in enumerate(zip(batch["tiles"], batch["boxes"], strict=True)):
             if tiles is not None:
                 maps[i] = self._blended(tiles, boxes, text[i : i + 1])
-        for path, single_score, one in zip(batch["image_path"], scores.single_score, maps, strict=True):
-            if not (single_score.isfinite() and one.isfinite().all()):
-                raise UserError(f"the scores of {path} by {self.method.name} are not finite; check the weights")
+                if not maps[i].isfinite().all():
+                    raise not_finite(self.method, batch["image_path"][i])
         return scores, maps
 
     def _score(self, images: Tensor, text: Tensor, references: Sequence[Features] | None = None) -> Scores:

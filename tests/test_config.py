@@ -448,3 +448,16 @@ def test_values_that_mean_nothing(override: str, key: str) -> None:
         validate(composed("train", *override.split()))
     assert key in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        ("train", "+tile=518", "tile is a key of src.predict and src.calibrate, and src.train does not read it"),
+        ("eval", "+source=photos", "source is a key of src.predict and src.calibrate, and src.eval does not read it"),
+        ("train", "+threshold=0.5", "threshold is a key of src.eval and src.predict and src.calibrate"),
+        ("predict", "+max_false_alarms=0.1", "max_false_alarms is a key of src.calibrate"),
+    ],
+)
+def test_a_key_of_another_command_is_refused(command: str, override: str, message: str) -> None:
+    assert message in refused(command, "test_data.root=.", override)

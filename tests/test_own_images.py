@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 from src.run.journal import Journal
 from src.run.merge import merge
-from tests.cli import Cli, Finished, golden_backbone
+from tests.cli import NO_REPORT, Cli, Finished, golden_backbone
 from tests.golden_reference import Golden
 
 RANDOM = np.random.default_rng(0)
@@ -270,6 +271,14 @@ def test_parts_of_a_prediction_with_decisions_are_the_whole(
     assert len(overlays) == 8
     for file in ("predictions.csv", "regions.csv", "regions.coco.json", *overlays):
         assert (tmp_path / "merged" / file).read_bytes() == (whole / file).read_bytes(), file
+    assert "regions.csv" in json.loads((tmp_path / "merged" / "provenance.json").read_text())["files"]
+
+    # Without what a page is made of, COCO's form misses the images' sizes; the regions are there all the same.
+    plain = [*options[:-1], NO_REPORT]
+    parts = [cli.ok("predict", *plain, f"test_data.shard={n}/2", name=f"plain{n}").folder for n in (1, 2)]
+    with pytest.warns(UserWarning, match=r"no regions\.coco\.json: .*cases\.sqlite"):
+        merge(parts, tmp_path / "plain")
+    assert (tmp_path / "plain" / "regions.csv").read_bytes() == (whole / "regions.csv").read_bytes()
 
 
 @pytest.mark.slow

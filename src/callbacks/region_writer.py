@@ -66,7 +66,7 @@ class RegionWriter(Callback):
         if not outputs:  # of a filler there are none
             return
         rows: list[list[str]] = []
-        sizes = batch.get("size") or [self._size_of(trainer, path) for path in batch["image_path"]]
+        sizes = batch.get("size") or [self._size_of(trainer, path) or (1, 1) for path in batch["image_path"]]
         for category, path, size, anomaly_map in zip(
             batch["category"], batch["image_path"], sizes, outputs["maps"], strict=True
         ):
@@ -89,13 +89,14 @@ class RegionWriter(Callback):
     def _images(self, trainer: Trainer) -> Iterator[tuple[str, str, int, int]]:
         """Path, category, width and height of each image that has a prediction and is still there."""
         for row in iterate_predictions(self.folder / PREDICTIONS_FILE):
-            height, width = self._size_of(trainer, row.image_path)
-            if width * height > 1:
+            size = self._size_of(trainer, row.image_path)
+            if size:
+                height, width = size
                 yield row.image_path, row.category, width, height
 
     @staticmethod
-    def _size_of(trainer: Trainer, image_path: str) -> tuple[int, int]:
-        """Height and width of an image."""
+    def _size_of(trainer: Trainer, image_path: str) -> tuple[int, int] | None:
+        """Height and width of an image; None if it is gone."""
         data: AnomalyDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        width, height = size_of(data.root / image_path, data.is_upright)
-        return height, width
+        size = size_of(data.root / image_path, data.is_upright)
+        return size and (size[1], size[0])

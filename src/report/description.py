@@ -338,7 +338,7 @@ def _rows_of(path: Path, shown: Sequence[int], cases: Cases) -> dict[int, Predic
 
 def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int]) -> ShownCase:
     case = cases.case(number)
-    width, height = size_of(cases.image_file(number), cases.is_upright(number))
+    width, height = size_of(cases.image_file(number), cases.is_upright(number)) or (1, 1)
     return ShownCase(
         id=number,
         category=case.category,
@@ -355,16 +355,16 @@ def _shown(cases: Cases, number: int, row: Prediction, ranks: dict[str, int]) ->
     )
 
 
-def size_of(path: Path, is_upright: bool) -> tuple[int, int]:
-    """Width and height of an image file, from its first bytes; a square of one pixel if it is gone.
+def size_of(path: Path, is_upright: bool) -> tuple[int, int] | None:
+    """Width and height of an image file, from its first bytes; None if it is gone.
 
     Args:
         path: the file.
         is_upright: whether it is turned as its EXIF tag says.
 
     Example:
-        >>> size_of(Path("not/there.png"), is_upright=False)
-        (1, 1)
+        >>> size_of(Path("not/there.png"), is_upright=False) is None
+        True
     """
     try:
         with Image.open(path) as image:
@@ -372,7 +372,7 @@ def size_of(path: Path, is_upright: bool) -> tuple[int, int]:
             lies = is_upright and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (height, width) if lies else (width, height)
     except UNREADABLE:
-        return 1, 1
+        return None
 
 
 def _image_of(kept: Picture, file: tuple[Path, int | None]) -> bytes | None:

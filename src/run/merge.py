@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from src.run.metric_state import merge_states, read_header
 from src.run.predictions import Prediction, read_predictions, write_predictions
 from src.run.protocol import cut_by
 from src.run.provenance import describe_command, now
-from src.run.region_files import read_outlines, regions_journal, write_coco
+from src.run.region_files import COCO_FILE, read_outlines, regions_journal, write_coco
 from src.run.results import (
     CASES_FILE,
     CURVES_FILE,
@@ -175,6 +175,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     with locked(out):
         _refuse_a_run(out)
         write_predictions(out / PREDICTIONS_FILE, rows, terms, rule)
+        if any(REGIONS_FILE in part.provenance.get("files", ()) for part in parts):
+            with warned(REGIONS_FILE):
+                _join_regions(parts, out)
         if metrics and result:
             write_json(out / METRICS_FILE, result)
             with warned(CURVES_FILE):
@@ -194,11 +197,11 @@ def _show(parts: Sequence[Part], out: Path) -> None:
     def cases() -> Cases:
         return Cases([check_written(part.folder, part.provenance, CASES_FILE) for part in parts])
 
+    if (out / REGIONS_FILE).exists():
+        with warned(COCO_FILE), cases() as read:
+            write_coco(out, _images_of(read))
     if not any(CASES_FILE in part.provenance.get("files", ()) for part in parts):
         return
-    if any(REGIONS_FILE in part.provenance.get("files", ()) for part in parts):
-        with warned(REGIONS_FILE), cases() as read:
-            _join_regions(parts, out, read)
     if report:
         with warned(REPORT_FILE), cases() as read:
             write_report(out, read, report.get("max_images", MOST_IMAGES))
@@ -208,15 +211,18 @@ def _show(parts: Sequence[Part], out: Path) -> None:
     _review(config, out, cases)
 
 
-def _join_regions(parts: Sequence[Part], out: Path, cases: Cases) -> None:
+def _join_regions(parts: Sequence[Part], out: Path) -> None:
     """Write the regions of all parts as those of one prediction."""
     of_parts = [regions_journal(check_written(part.folder, part.provenance, REGIONS_FILE).parent) for part in parts]
     regions_journal(out).finish(row for one in of_parts for row in one.rows())
-    images = []
+
+
+def _images_of(cases: Cases) -> Iterator[tuple[str, str, int, int]]:
+    """Path, category, width and height of each image that is still there."""
     for number, (category, image_path) in enumerate(cases.names()):
-        width, height = size_of(cases.image_file(number), cases.is_upright(number))
-        images.append((image_path, category, width, height))
-    write_coco(out, images)
+        size = size_of(cases.image_file(number), cases.is_upright(number))
+        if size:
+            yield image_path, category, *size
 
 
 def _review(config: Mapping[str, Any], out: Path, cases: Callable[[], Cases]) -> None:
