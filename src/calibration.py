@@ -216,19 +216,6 @@ class Decisions:
         self.calibration = dict(calibration or {})
 
     @classmethod
-    def read(cls, threshold: str | float, belongs_to: Mapping[str, Any], categories: Sequence[str]) -> Self:
-        """Take a number, or read the file of a calibration and check that it belongs to what is scored.
-
-        Raises:
-            UserError: the file is missing, damaged, or belongs to something else.
-        """
-        number = as_number(threshold)
-        if number is not None:
-            return cls(number)
-        path = Path(str(threshold)).expanduser()
-        return cls.from_calibration(Calibration.read(path), belongs_to, categories, f"threshold={path}")
-
-    @classmethod
     def from_calibration(
         cls,
         calibration: Calibration,

@@ -1,4 +1,7 @@
-"""Every change that this project makes to the process it runs in, and why. Nothing heavy is imported here at once."""
+"""Changes that hold for the whole process, and why: warnings, TensorFloat-32, Hydra's help.
+
+Nothing heavy is imported here at once.
+"""
 
 from __future__ import annotations
 

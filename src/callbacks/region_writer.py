@@ -33,7 +33,7 @@ class RegionWriter(Callback):
         is_resumed: whether the folder holds regions of this very run.
 
     Example:
-        >>> decisions = Decisions.read(0.5, belongs_to={}, categories=["cup"])
+        >>> decisions = Decisions(0.5)
         >>> trainer = Trainer(callbacks=[RegionWriter(Path("outputs/mine"), decisions)], logger=False)
     """
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datamodules.base import AnomalyDataModule
 from datamodules.records import Record
-from src.features.store import ArrayStore, NoRoom
+from src.features.store import ArrayStore, NotKept
 from src.files import sha256_of
 from src.identity import NoSource, identify_code
 from src.models.method import Features, Method
@@ -82,7 +82,7 @@ class FeatureCache:
             entries = self._read(paths)
             hits = sum(_has_features(entry) for entry in entries.values())
             self._fill(data, role, paths, entries)
-        except (NoRoom, NoSource, OSError) as reason:
+        except (NotKept, NoSource, OSError) as reason:
             return off(str(reason))
         data.serve(role, {record: _sample(entry) for record, entry in entries.items()})
         say(f"features of {len(records)} images of {data.title}: {hits} cached, {len(records) - hits} computed")
@@ -148,7 +148,7 @@ class FeatureCache:
                     for record, part, array in arrays:
                         written.append(paths[record][part])
                         entries[record][part] = self.store.write(paths[record][part], array)
-        except (NoRoom, OSError):
+        except (NotKept, OSError):
             for path in written:
                 path.unlink(missing_ok=True)
             raise
@@ -169,16 +169,16 @@ class FeatureCache:
         """The features of a batch, as training and test would compute them; on the CPU.
 
         Raises:
-            NoRoom: a value is too large for the type they are kept in, or training changes them after all.
+            NotKept: a value is too large for the type they are kept in, or training changes them after all.
         """
         device = self.trainer.strategy.root_device
         self.method.to(device)
         with self.trainer.precision_plugin.forward_context():
             features = compute_features(self.method, images.to(device), rows, self.dtype)
         if any(values.requires_grad for values in features.values()):  # no graph is built where all is frozen
-            raise NoRoom(f"model {self.method.name} calls features frozen that its training changes")
+            raise NotKept(f"model {self.method.name} calls features frozen that its training changes")
         if any(values.dtype != self.dtype for values in features.values()):
-            raise NoRoom("the features are too large for float16; set feature_cache.dtype=float32")
+            raise NotKept("the features are too large for float16; set feature_cache.dtype=float32")
         return {name: values.cpu() for name, values in features.items()}
 
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from src.arrays import read_array, write_array
 
 
-class NoRoom(Exception):  # noqa: N818 - no error, only a reason to do without
-    """What is to be stored does not fit; the message says why.
+class NotKept(Exception):  # noqa: N818 - no error, only a reason to do without
+    """Features are not kept on disk; the message says why.
 
     Example:
         >>> ArrayStore(Path("features"), max_bytes=1e9).make_room(needed=2 * 10**9, keep=())
         Traceback (most recent call last):
           ...
-        src.features.store.NoRoom: 2 GB are needed, feature_cache.max_gb is 1
+        src.features.store.NotKept: 2 GB are needed, feature_cache.max_gb is 1
     """
 
 
@@ -67,12 +67,12 @@ class ArrayStore:
 
         Raises:
             OSError: the disk is full, or the folder can't be written.
-            NoRoom: the file can't be mapped.
+            NotKept: the file can't be mapped.
         """
         write_array(path, self._name(path), array)
         written = self.read(path)
         if written is None:
-            raise NoRoom(f"{path} can't be mapped; a system maps so many files at once (Linux: vm.max_map_count)")
+            raise NotKept(f"{path} can't be mapped; a system maps so many files at once (Linux: vm.max_map_count)")
         return written
 
     def make_room(self, needed: int, keep: Collection[Path]) -> None:
@@ -83,18 +83,19 @@ class ArrayStore:
             keep: files that must stay.
 
         Raises:
-            NoRoom: the limit or the disk is too small. Nothing has been removed then.
+            NotKept: the limit or the disk is too small. Nothing has been removed then.
         """
         files = sorted(self._files())
         used = sum(size for _, size, _ in files)
         removable = [(size, path) for _, size, path in files if path not in keep]
-        least = used - sum(size for size, _ in removable) + needed
+        removable_bytes = sum(size for size, _ in removable)
+        least = used - removable_bytes + needed
         if least > self.max_bytes:
-            raise NoRoom(f"{_gb(least)} are needed, feature_cache.max_gb is {self.max_bytes / 1e9:g}")
+            raise NotKept(f"{_gb(least)} are needed, feature_cache.max_gb is {self.max_bytes / 1e9:g}")
         self.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.root).free
-        if needed > free + used + needed - least:
-            raise NoRoom(f"{_gb(needed)} are needed and {_gb(free)} are free in {self.root}")
+        if needed > free + removable_bytes:
+            raise NotKept(f"{_gb(needed)} are needed and {_gb(free)} are free in {self.root}")
         for size, path in removable:
             if used + needed <= self.max_bytes and needed <= free:
                 break

@@ -1,1 +1,1 @@
-"""The method in plain PyTorch: no Lightning, no Hydra. Only backbone.py imports open_clip."""
+"""The methods in plain PyTorch: they know neither Lightning nor Hydra, and reach open_clip through `src.clip`."""

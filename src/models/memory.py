@@ -39,7 +39,7 @@ def nearest_distance(tokens: Tensor, memory: Tensor) -> Tensor:
 
 
 def level_distances(tokens: Tensor, references: list[Tensor]) -> Tensor:
-    """The same at each level, for images whose references differ.
+    """Each patch's nearest distance at each level, for images whose references differ.
 
     Args:
         tokens: (B, L, P, C), of images.

@@ -55,7 +55,7 @@ class Targets(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What of a method's features no training changes, so that they may be kept on disk between epochs and runs.
+    """Which of a method's features training does not change, so that they can be kept on disk.
 
     Attributes:
         settings: what decides them beside the backbone and the images; plain values, as JSON has them.

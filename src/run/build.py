@@ -25,7 +25,7 @@ from datamodules.errors import UserError
 from datamodules.references import References, drawn_references, given_references
 from src.anomaly_module import AnomalyModule, ClassSet
 from src.arrays import checksum
-from src.calibration import Decisions, as_number, check_number
+from src.calibration import Calibration, Decisions, as_number, check_number
 from src.clip.backbone import Backbone, BackboneSource, describe_text_tower
 from src.clip.backbone import find_backbone as look_up
 from src.clip.sentence_cache import SentenceCache
@@ -110,7 +110,7 @@ def build_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[
 
 
 def make_data(node: DictConfig, clip: BackboneSource, val_categories: Sequence[str] = ()) -> AnomalyDataModule:
-    """The same, but its folders are not read yet."""
+    """A data module whose folders are not read yet, see `build_data`."""
     images = {"image_size": clip.architecture.image_size, "mean": clip.weights.mean, "std": clip.weights.std}
     data: AnomalyDataModule = instantiate(node, **images, val_categories=list(val_categories))
     return data
@@ -165,7 +165,7 @@ def build_method(config: DictConfig, clip: BackboneSource, references: Reference
             do without.
     """
     seed_everything(config.seed, workers=True, verbose=False)
-    sentences = None  # of random weights, new in each run, none are kept
+    sentences = None  # random weights differ in each run, so their embeddings are not kept
     if clip.weights.sha256 is not None:
         folder = Path(config.paths.cache_dir).expanduser() / "text"
         sentences = SentenceCache(folder, describe_text_tower(clip, clip.weights.sha256))
@@ -347,7 +347,8 @@ def read_decisions(
     if number is not None:
         return Decisions(number)
     belongs_to = calibrated_for(config, method, clip, data, references)
-    return Decisions.read(config.threshold, belongs_to, data.category_names)
+    path = Path(str(config.threshold)).expanduser()
+    return Decisions.from_calibration(Calibration.read(path), belongs_to, data.category_names, f"threshold={path}")
 
 
 def describe_decisions(config: DictConfig, decisions: Decisions | None, data: AnomalyDataModule) -> dict[str, Any]:

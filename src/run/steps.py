@@ -96,10 +96,10 @@ def note_unreadable(folder: RunFolder, trainer: Trainer) -> list[str]:
 
 
 def tell_unreadable(reasons: Sequence[str]) -> None:
-    """End a prediction that has left out images.
+    """Fail if images could not be read.
 
     Raises:
-        UserError: it has.
+        UserError: some could not.
     """
     if reasons:
         raise UserError(

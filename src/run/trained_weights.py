@@ -27,8 +27,8 @@ class Origin(TypedDict, total=False):
     """What trained parameters say about themselves; a file of a method's authors says nothing.
 
     `model`, `prompts`, `backbone` and `image_size` are what they were trained with, `clip` is the configuration of the
-    backbone, `trained_on` the data and `tested_on` the class of the benchmark, `cut_short_by` are the settings
-    under which less was done than the data hold, `epochs` how many were done.
+    backbone, `trained_on` the data and `tested_on` the class of the benchmark, `cut_short_by` are the settings that cut
+    the training short, `epochs` how many were done.
     """
 
     model: dict[str, Any]

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from src.features import store as store_module
-from src.features.store import ArrayStore, NoRoom
+from src.features.store import ArrayStore, NotKept
 
 SIZE = 168 + 4000  # header and a thousand float32
 
@@ -132,7 +132,7 @@ def test_a_file_that_can_not_be_mapped_is_a_reason(tmp_path: Path, monkeypatch: 
 
     store = ArrayStore(tmp_path / "store", 1e9)
     monkeypatch.setattr("src.arrays.safe_open", no_more_maps)
-    with pytest.raises(NoRoom, match=r"can't be mapped.*max_map_count"):
+    with pytest.raises(NotKept, match=r"can't be mapped.*max_map_count"):
         store.write(store.path("key", "part", "name"), array())
 
 
@@ -156,7 +156,7 @@ def test_an_array_that_is_removed_stays_readable_where_it_is_mapped(tmp_path: Pa
 
 def test_nothing_is_removed_for_what_will_not_fit_anyway(tmp_path: Path) -> None:
     store, paths = filled(tmp_path, "abc", max_bytes=3 * SIZE)
-    with pytest.raises(NoRoom, match=r"max_gb is 1\.2504e-05"):
+    with pytest.raises(NotKept, match=r"max_gb is 1\.2504e-05"):
         store.make_room(2 * SIZE, keep=[paths["a"], paths["b"]])
     assert there(paths) == "abc"
 
@@ -171,7 +171,7 @@ def test_a_disk_that_is_too_small_is_seen_before_it_is_full(tmp_path: Path, monk
     assert there(paths) == "abc"
     store.make_room(2 * SIZE, keep=[])
     assert there(paths) == "bc"
-    with pytest.raises(NoRoom, match="are free"):
+    with pytest.raises(NotKept, match="are free"):
         store.make_room(4 * SIZE, keep=[])
     assert there(paths) == "bc"
 

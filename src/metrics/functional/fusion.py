@@ -79,7 +79,7 @@ def _min_max_sum(terms: Sequence[Tensor], single_score: Tensor) -> Tensor:
 
 
 def _half_sum_min_max(terms: Sequence[Tensor], single_score: Tensor) -> Tensor:
-    """Half of the first term and the normalised second; few-shot APRIL-GAN, https://arxiv.org/abs/2305.17382."""
+    """Half of the sum of the first term and the normalised second; few-shot APRIL-GAN, https://arxiv.org/abs/2305.17382."""
     first, second = terms
     return 0.5 * (first + _min_max(second))
 
