@@ -340,7 +340,7 @@ class AnomalyDataModule(LightningDataModule):
             collate_fn=collate_fn or (collate if self.mask_size(role) else collate_native),
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             **batches,
         )
 

@@ -105,7 +105,8 @@ class AnomalyDetector:
         self._clip: BackboneSource = build.find_weights(config, clip)
         _check_backbone(self._clip, backbone_sha256)
         self._references = build.open_references(config, self._clip, self._photos)
-        with isolate_rng():  # the caller's random numbers are the caller's
+        # The caller's random numbers are the caller's. A GPU that nobody uses is not started for them.
+        with isolate_rng(include_cuda=torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
             self.method: Method = build.build_method(config, self._clip, self._references)
         self.origin = build.load_weights(config, self.method, self._clip)
         self.method.eval()

@@ -54,11 +54,15 @@ def before_running() -> None:
 def compute_in_float32() -> None:
     """Turn TensorFloat-32 off, which keeps 10 bits of a float32's fraction: precision 32 computes in float32.
 
+    For convolutions it is torch's default. For matrix products the environment of a container or the caller may have
+    asked for it.
+
     Example:
         >>> compute_in_float32()
     """
     import torch
 
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
 

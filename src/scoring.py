@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules.errors import UserError
 from datamodules.references import References
 from src.features.cache import compute_features
+from src.models.maps import bilinear
 from src.models.method import Features, FewShotMethod, Method, Scores
 from src.models.tiles import blend_tiles
 
@@ -213,5 +213,5 @@ def at_own_size(anomaly_map: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if anomaly_map.shape == size:
         return anomaly_map
-    resized = F.interpolate(anomaly_map[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    resized = bilinear(anomaly_map[None, None].float(), size)[0, 0]
     return resized.clamp(anomaly_map.min(), anomaly_map.max())  # rounding may lead a little beyond

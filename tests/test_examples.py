@@ -63,7 +63,7 @@ WITHOUT = {
         src.models.method: Method FewShotMethod TextFeatures
         src.models.text: ClassMatrices
         src.anomaly_module: AnomalyModule
-        src.metrics.base: CurveMetric RegionCurveMetric
+        src.metrics.base: CpuMetric CurveMetric RegionCurveMetric
     """,
     "what another one gives or takes, and stands in the example of that": """
         src.config: BackboneConfig PathsConfig FeatureCacheConfig

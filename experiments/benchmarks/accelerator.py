@@ -95,6 +95,8 @@ def rows_of(
                 try:
                     taken = seconds(way, images, precision)
                 except torch.OutOfMemoryError:
+                    peak_gb(images)
+                    torch.cuda.empty_cache()
                     continue
                 speeds[name] = batch / taken
                 allowed = counts[ENCODE] / counts[name]

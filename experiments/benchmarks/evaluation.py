@@ -2,7 +2,7 @@
 
 `python -m experiments.benchmarks.evaluation --data ../shared/data`, and on a GPU `... --accelerator gpu --images 1725
 [--kept] --backbone ViT-L-14-336 test_data.image_size=518 trainer.precision=bf16-mixed`. What follows the options are
-overrides of the command. On a GPU, tower, maps and masks to metrics are the device's own time.
+overrides of the command. On a GPU, tower and maps are the device's own time, the other parts that of the main process.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def profile(target: Path, overrides: list[str]) -> None:
         (TOWER, DualPath, "forward"),
         (MAPS, SDP, "score"),
         (UPDATE, AnomalyModule, "_update"),
-        (METRICS, BenchmarkMetrics, "compute"),
+        (METRICS, BenchmarkMetrics, "finish"),  # of each category, when its last image is there
     ):
         function = getattr(owner, method)
-        on_gpu = torch.cuda.is_available() and name in (TOWER, MAPS, UPDATE)
+        on_gpu = torch.cuda.is_available() and name in (TOWER, MAPS)
         setattr(owner, method, _spanned(function, spans[name]) if on_gpu else _timed(function, seconds, name))
     sys.argv = ["src/eval.py", *overrides]
     main()

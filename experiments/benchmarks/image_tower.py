@@ -25,7 +25,6 @@ from src.models.sdp_plus import SDPPlus
 
 NAME = "ViT-B-16-plus-240"  # weights don't change the time: random ones
 LAYERS = (3, 6, 9, 12)
-STAGE_LENGTH = 3
 SIGMA = 8.0
 ENCODE = "open_clip's encode_image"
 
@@ -35,12 +34,14 @@ def reference_way(backbone: Backbone, images: Tensor) -> list[Tensor]:
     tokens = backbone.embed(images)  # (B, 1+P, W)
     second = torch.zeros_like(tokens)
     levels = []
+    ends = backbone.architecture.quarters
+    starts = [0, *ends[:-1]]
     for number, block in enumerate(backbone.blocks, start=1):
         residual, values = written_out_attention(block, tokens)
-        second = values if number % STAGE_LENGTH == 1 else second + values
+        second = values if number - 1 in starts else second + values
         tokens = tokens + residual
         tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        if number in LAYERS:
+        if number in ends:
             levels.append((tokens, torch.cat([tokens[:, :1], second[:, 1:]], dim=1)))
     return [backbone.project(both) for _, both in levels]
 

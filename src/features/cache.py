@@ -169,7 +169,8 @@ class FeatureCache:
         """The features of a batch, as training and test would compute them; on the CPU.
 
         Raises:
-            NotKept: a value is too large for the type they are kept in, or training changes them after all.
+            NotKept: a value is not finite, or too large for the type they are kept in, or training changes them after
+                all.
         """
         device = self.trainer.strategy.root_device
         self.method.to(device)
@@ -179,6 +180,8 @@ class FeatureCache:
             raise NotKept(f"model {self.method.name} calls features frozen that its training changes")
         if any(values.dtype != self.dtype for values in features.values()):
             raise NotKept("the features are too large for float16; set feature_cache.dtype=float32")
+        if not all(values.isfinite().all() for values in features.values()):
+            raise NotKept("the features are not finite")
         return {name: values.cpu() for name, values in features.items()}
 
 

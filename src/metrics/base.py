@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from src.metrics.exchange import common_dtype, gathered, summed
@@ -24,7 +25,15 @@ from src.metrics.functional import (
 from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 
-class CurveMetric(Metric):
+class CpuMetric(Metric):
+    """A metric whose states stay on the CPU when it is moved to another device."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+        moved: Module = super()._apply(fn, exclude_state=[*exclude_state, *self._defaults])
+        return moved
+
+
+class CurveMetric(CpuMetric):
     """Collect (score, target) pairs split by class, ready for an exact curve.
 
     The states are lists on the CPU whatever the device of the inputs: an exact curve needs every score, a category's

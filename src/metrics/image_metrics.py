@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from src.metrics.base import joined, points_of, summarise
+from src.metrics.base import CpuMetric, joined, points_of, summarise
 from src.metrics.exchange import gathered
 from src.metrics.functional import CurvePoints, check_fusion, exact_curve, fuse
 from src.metrics.functional.arguments import as_scores, as_truth, check_ndim, check_shape
 
 
-class ImageMetrics(Metric):
+class ImageMetrics(CpuMetric):
     """AUROC, AP and F1-max of one category's images: of the fused image score, and of the score of each image alone.
 
     Most fusions need all images of the category, so the terms are kept (on the CPU, a few numbers an image) and fused

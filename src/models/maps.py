@@ -129,7 +129,31 @@ def upsampled(values: Tensor, size: int) -> Tensor:
         >>> upsampled(torch.tensor([[[0.0, 4.0, 0.0, 4.0]]]), size=4)[0, 0, 0]
         tensor([0., 1., 3., 4.])
     """
-    return F.interpolate(to_grid(values.mT), size=(size, size), mode="bilinear", align_corners=False)
+    return bilinear(to_grid(values.mT), (size, size))
+
+
+def bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Torch's interpolation, corners not aligned, by one kernel whether deterministic algorithms are asked for or not.
+
+    Where they are, as in every run, torch goes another way on a GPU, slower and with other last digits, though only the
+    gradient would need it.
+
+    Args:
+        maps: (B, C, h, w).
+        size: H and W.
+
+    Returns:
+        (B, C, H, W).
+
+    Example:
+        >>> import torch
+        >>> bilinear(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+        tensor([[[[0., 1., 3., 4.]]]])
+    """
+    if maps.requires_grad:
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    resized: Tensor = torch.ops.aten.upsample_bilinear2d(maps, size, False)
+    return resized
 
 
 def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -158,4 +182,4 @@ def resize_like(maps: Tensor, masks: Tensor | Sequence[Tensor]) -> Tensor | list
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return bilinear(maps[:, None], size)[:, 0]

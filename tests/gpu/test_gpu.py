@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from datamodules.errors import UserError
 from src import AnomalyDetector
 from src.anomaly_module import AnomalyModule
+from src.clip.backbone import Backbone, find_backbone
 from src.environment import compute_in_float32
-from src.metrics import BenchmarkMetrics
+from src.metrics import BenchmarkMetrics, exchange
+from src.models.dual_path import DualPath
 from tests.cli import Cli, Finished, golden_backbone
 from tests.golden_baselines import METHODS, Bench, options_of, shots_of
 from tests.golden_reference import Golden
-from tests.metrics.test_benchmark_metrics import draw, new
+from tests.metrics.test_benchmark_metrics import draw, evaluate, new
 from tests.test_baselines import maps_of, scores_of
 from tests.test_processes import losses_of
 
@@ -55,8 +62,10 @@ def on_both(cli: Cli, command: str, *options: str) -> list[Finished]:
 
 
 def test_precision_32_is_float32() -> None:
-    """With TensorFloat-32 the products below would be off by some 1e-3."""
+    """With TensorFloat-32, which the caller may have asked for, the products below would be off by some 1e-3."""
+    torch.set_float32_matmul_precision("high")
     compute_in_float32()
+    assert torch.get_float32_matmul_precision() == "highest"
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
     images, kernels = torch.randn(2, 3, 64, 64, generator=generator), torch.randn(128, 3, 16, 16, generator=generator)
@@ -64,6 +73,23 @@ def test_precision_32_is_float32() -> None:
         exact = compute(*(one.double() for one in pair))
         found = compute(*(one.to(DEVICE) for one in pair)).cpu().double()
         assert float((found - exact).norm() / exact.norm()) < 1e-5
+    tokens = torch.randn(1, 2, 1370, 64, generator=generator)
+    exact = attention(tokens.double(), tokens.double(), tokens.double())
+    found = attention(*[tokens.to(DEVICE)] * 3).cpu().double()
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_features_do_not_depend_on_an_images_place_in_the_batch(precision: torch.dtype | None) -> None:
+    """What is kept of an image serves runs in which it has other neighbours. A width at which products are split up."""
+    backbone = Backbone(find_backbone("ViT-B-16", None)).to(DEVICE)
+    path = DualPath(backbone, backbone.architecture.quarters, "reference")
+    images = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with torch.autocast(DEVICE, dtype=precision) if precision else nullcontext():
+        whole, turned = path(images), path(images.roll(3, dims=0))
+    for one, other in zip(whole, turned, strict=True):
+        assert torch.equal(one.original.roll(3, dims=0), other.original)
+        assert torch.equal(one.surgery.roll(3, dims=0), other.surgery)
 
 
 @pytest.mark.parametrize("model", ["sdp", "sdp_plus"])
@@ -193,7 +219,41 @@ def test_half_precision_moves_the_metrics_little(
     assert rounded.metrics["mean"] == pytest.approx(exact.metrics["mean"], abs=0.005)
 
 
+# Several processes
+
+
+def test_nccl_exchanges_what_one_process_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A group of one, which goes through every collective as a group of many does."""
+    if dist.is_initialized():  # by the runs of other tests
+        dist.destroy_process_group()
+    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        alone = evaluate(draw(0, n=60), draw(1, n=60))
+        monkeypatch.setattr(exchange, "is_shared", lambda: True)
+        for values in (torch.arange(5), torch.tensor(3), torch.empty(0), torch.rand(7, dtype=torch.float64)):
+            assert torch.equal(exchange.summed(values), values)
+            if values.ndim:
+                assert torch.equal(exchange.gathered(values), values)
+        assert exchange.gathered_objects({"a": 1}) == [{"a": 1}]
+        assert evaluate(draw(0, n=60), draw(1, n=60)) == alone
+    finally:
+        dist.destroy_process_group()
+
+
 # One's own images
+
+
+def test_a_detector_on_the_cpu_leaves_the_gpu_alone() -> None:
+    """Or a server that forks later could not use it."""
+    code = (
+        "import torch; from src import AnomalyDetector; import numpy as np\n"
+        "detector = AnomalyDetector.from_experiment('sdp_demo')\n"
+        "detector.predict(np.zeros((96, 96, 3), np.uint8), category='nut')\n"
+        "print(torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
 
 
 def test_the_detector_and_predict(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:

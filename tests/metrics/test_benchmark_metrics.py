@@ -57,6 +57,18 @@ def rows_of_value(value: object, rows: list[int]) -> object:
     return [value[i] for i in rows] if isinstance(value, list) else value[rows]
 
 
+@pytest.mark.parametrize("memory_gb", [None, 0.0], ids=["exact", "histogram"])
+def test_scores_stay_on_the_cpu_when_the_metrics_are_moved(memory_gb: float | None):
+    metrics = new(memory_gb=memory_gb)
+    metrics.update(**draw(0))
+    metrics.to("meta")  # a device on which no value would be left
+    metrics.update(**draw(1))
+    expected = new(memory_gb=memory_gb)
+    for seed in (0, 1):
+        expected.update(**draw(seed))
+    assert metrics.compute() == expected.compute()
+
+
 def test_each_category_is_evaluated_alone_and_in_the_given_order():
     batch = draw()
     result = evaluate(batch)
