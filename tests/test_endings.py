@@ -117,6 +117,7 @@ def lines_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith(("warning: ", "INFO: "))]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_training_and_the_same_command_goes_on(
@@ -225,6 +226,7 @@ def garble(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, garble, lambda path: path.write_text("no checkpoint"), Path.unlink])
 def test_a_damaged_checkpoint_makes_way_for_the_one_before(
     damage: Callable[[Path], None], cli: Cli, train: list[str], monkeypatch: pytest.MonkeyPatch
@@ -255,6 +257,7 @@ def held_out(train: list[str]) -> list[str]:
     return [*options, "val_categories=[candle]", "select=pixel_AP", "allow_leakage=true", "optimizer.lr=3e-2"]
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_makes_way_for_the_best_before(
     cli: Cli, held_out: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +323,7 @@ def test_a_full_disk_costs_one_line_and_no_results(cli: Cli, train: list[str], m
     assert cli.ok("train", *train).metrics == whole.metrics
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(cli: Cli, train: list[str]) -> None:
     whole = cli.ok("train", *train, name="whole")
     last = cli.folder / "run" / "checkpoints" / "last.ckpt"
@@ -348,6 +352,7 @@ def losses(run: Finished) -> list[tuple[int, float]]:
         ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_table(cli: Cli, train: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = cli.ok("train", *train, name="whole")
     cut(cli, train, monkeypatch)

@@ -60,6 +60,7 @@ def test_block_output_is_another_map(cli: Cli, golden_a: Golden, golden_mvtec: P
     assert np.abs(difference).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "ran"), [("16-mixed", "bf16-mixed"), ("bf16-mixed", "bf16-mixed"), ("32", "32-true")]
 )

@@ -68,6 +68,7 @@ def test_the_experiments_prompts_count_for_photos_too(cli: Cli, golden_a: Golden
     assert [row["single_score"] for row in visa.predictions] != [row["single_score"] for row in other.predictions]
 
 
+@pytest.mark.slow
 def test_an_image_of_one_tile_is_as_without_tiles(cli: Cli, golden_a: Golden, photos: Path) -> None:
     common = [*golden_backbone(golden_a), f"source={photos}", "save_maps=true"]
     plain = cli.ok("predict", *common, name="plain")
@@ -79,6 +80,7 @@ def test_an_image_of_one_tile_is_as_without_tiles(cli: Cli, golden_a: Golden, ph
         assert all(abs(float(a[key]) - float(b[key])) < 1e-6 for key in keys)
 
 
+@pytest.mark.slow
 def test_tiles_are_scored_as_images_of_their_own(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     """Without overlap the map of two tiles is that of its halves, side by side; the score is the whole image's."""
     large = draw(tmp_path / "large", 1, size=(64, 32))
@@ -167,6 +169,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     monkeypatch.setattr(Journal, "append", broken)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(
     cli: Cli, golden_a: Golden, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

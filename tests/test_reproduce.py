@@ -97,6 +97,7 @@ def test_a_training_is_reproduced_to_the_last_digit(
     assert first.folder.with_name("run-reproduced-2").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_changed_data_is_named(
     cli: Cli,

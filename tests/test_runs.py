@@ -151,6 +151,7 @@ def test_a_finished_run_is_not_overwritten(cli: Cli, options: list[str]) -> None
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_agree(cli: Cli, options: list[str], golden_a: Golden) -> None:
     trained = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=8", "optimizer.lr=1e-3")
     falling = losses(trained)
@@ -179,6 +180,7 @@ def test_training_leaves_the_tower_alone(cli: Cli, options: list[str], towers: T
     assert set(saved) == {f"method.projections.fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(cli: Cli, options: list[str]) -> None:
     train = [*options, *TEST_CANDLE, *TRAIN_ON_PCB, "trainer.max_epochs=2", "train_data.transforms=augment"]
     first, again, other = (
@@ -249,6 +251,7 @@ def cut_in_epoch(cli: Cli, monkeypatch: pytest.MonkeyPatch, epoch: int, *overrid
     return cli.folder / "cut"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [[], ["train_data.shuffle=true", "train_data.transforms=augment"]])
 def test_an_unfinished_run_is_resumed(
     cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch, order: list[str]
@@ -287,6 +290,7 @@ def test_a_resumed_run_selects_as_if_it_had_not_stopped(
     assert resumed.metrics == whole.metrics
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_data_only(
     cli: Cli, options: list[str], two_data_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +316,7 @@ def test_a_callback_of_the_user_selects_nothing(cli: Cli, options: list[str], tm
     assert run.provenance["trained_weights"]["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_short_says_so(cli: Cli, options: list[str]) -> None:
     short = ["+trainer.limit_test_batches=1", "test_data.batch_size=2"]
     run = cli.ok("eval", *options, "+exp=sdp_mvtec", *short)
@@ -322,6 +327,7 @@ def test_a_run_that_is_cut_short_says_so(cli: Cli, options: list[str]) -> None:
     assert "cut short by fast_dev_run=True" in dry.out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_weights_remember_that_their_training_was_cut_short(cli: Cli, options: list[str]) -> None:
     short = ["+trainer.limit_train_batches=1", "+trainer.limit_test_batches=1", "trainer.max_epochs=1"]
     trained = cli.ok("train", *options, *TEST_CANDLE, *TRAIN_ON_PCB, *short, name="trained")

@@ -62,6 +62,7 @@ def test_accumulated_batches_make_the_step_of_a_larger_batch(cli: Cli, train: li
     assert (runs["one"] - runs["three"]).norm() > 1e-2 * moved
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_to_a_norm(cli: Cli, train: list[str]) -> None:
     sgd = [
         *train,
@@ -126,6 +127,7 @@ def test_early_stopping_needs_something_to_watch(cli: Cli, train: list[str]) -> 
     cli.ok("train", *options, *watched, "trainer.max_epochs=1", "test=false")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [[], [option for option in HELD_OUT if "select" not in option]])
 def test_the_last_epoch_is_tested_also_where_it_is_not_validated(
     cli: Cli, train: list[str], held_out: list[str]

@@ -58,6 +58,7 @@ def test_copies_of_test_images_leak_and_both_are_named(cli: Cli, options: list[s
     assert f"is the training image {cli.folder}/mine/test/broken/photo_0.png" in line
 
 
+@pytest.mark.slow
 def test_bits_and_empty_masks_reach_the_results(cli: Cli, options: list[str], golden_a: Golden) -> None:
     root = golden_a.write_mvtec(cli.folder / "mvtec")
     images, masks = (sorted(root.glob(f"pcb1/{folder}/broken/*.png")) for folder in ("test", "ground_truth"))

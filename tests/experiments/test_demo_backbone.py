@@ -47,6 +47,7 @@ def test_only_rows_of_used_words_are_kept() -> None:
     assert table.any(dim=1).nonzero()[:, 0].tolist() == captions.used.tolist()
 
 
+@pytest.mark.slow
 def test_sentences_of_a_class_tell_flawless_from_damaged(backbone: Backbone) -> None:
     for name in DEFECTS:
         normal, anomalous = (unit_embeddings(backbone, side) for side in project_prompts().sentences(name))

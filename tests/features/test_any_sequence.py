@@ -137,6 +137,7 @@ def sequence(
     return machine_of(Shared(monkeypatch, golden_a, tmp_path_factory.mktemp("sequence")))
 
 
+@pytest.mark.slow
 def test_one_sequence(sequence: Any) -> None:
     of_three = Command(False, 3, "[candle]", "a photo of a {}.", "float32")
     of_two = of_three._replace(batch_size=2, categories="[candle,pcb1]")

@@ -92,6 +92,7 @@ def files(cli: Cli) -> list[Path]:
     return sorted((cli.folder / "cache" / "features").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_cached_run_is_an_uncached_run(train: Runs) -> None:
     plain, without = train(OFF)
     cold, at_first = train()
@@ -203,6 +204,7 @@ def test_another_mask_under_an_old_name(train: Runs, data: Path) -> None:
     assert results(plain) == results(other) != results(before)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_off_is_computed_again(train: Runs, cli: Cli) -> None:
     before, _ = train()
     damaged = next(path for path in files(cli) if path.parts[-3] == "original")
@@ -222,6 +224,7 @@ def test_batches_of_one_size_under_other_settings(cli: Cli, options: list[str], 
         assert results(run) == results(plain)
 
 
+@pytest.mark.slow
 def test_sentences_that_are_known_change_no_figure(cli: Cli, golden_a: Golden, data: Path) -> None:
     options = [*golden_backbone(golden_a), "model=sdp", f"paths.data_dir={data}", "data@test_data=mvtec"]
     cold = cli.ok("eval", *options, f"paths.cache_dir={cli.folder / 'other'}", name="cold")
@@ -283,6 +286,7 @@ def test_one_of_several_processes_computes_them_only_if_told() -> None:
     assert "one of several processes" in str(reason)
 
 
+@pytest.mark.slow
 def test_evaluations_use_it_only_if_told(cli: Cli, options: list[str], seen: list[int]) -> None:
     plain = cli.ok("eval", *options, "model=sdp", name="plain")
     assert files(cli) == []
@@ -293,6 +297,7 @@ def test_evaluations_use_it_only_if_told(cli: Cli, options: list[str], seen: lis
         assert results(run) == results(plain)
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_end_a_run(train: Runs, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = train(OFF)
     write, calls = ArrayStore.write, []

@@ -40,6 +40,7 @@ def test_the_page_has_them_without_a_tint_and_says_why_one_is_absent() -> None:
     assert mug[1].title == "absent: it is a share of the anomalous images, and this category has none"
 
 
+@pytest.mark.slow
 def test_the_slider_starts_at_the_decisions(cli: Cli, golden_a: Golden, tmp_path: Path) -> None:
     """The page calls an image anomalous at or above its threshold: the same images as are decided to be."""
     photos = draw(tmp_path / "photos", 9)

@@ -41,6 +41,7 @@ def options(golden_a: Golden, tmp_path: Path) -> list[str]:
     return [*golden_backbone(golden_a), f"paths.data_dir={data}", "+exp=sdp_mvtec", *quick]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_told_who_has_it(cli: Cli, options: list[str], tmp_path: Path) -> None:
     held = hold(tmp_path / "run")
     try:
@@ -56,6 +57,7 @@ def test_a_second_run_in_a_folder_is_told_who_has_it(cli: Cli, options: list[str
         os.killpg(held.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_folder_is_free_when_a_run_or_a_sweep_has_ended(cli: Cli, options: list[str], tmp_path: Path) -> None:
     cli.error("eval", *options, "test_data.categories=[none]")
     cli.ok("eval", *options)
@@ -65,6 +67,7 @@ def test_a_folder_is_free_when_a_run_or_a_sweep_has_ended(cli: Cli, options: lis
             pass
 
 
+@pytest.mark.slow
 def test_joined_parts_go_to_a_folder_that_nobody_writes_to(
     cli: Cli,
     options: list[str],

@@ -53,6 +53,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_failed_trials_are_named_at_the_end_and_the_others_finish(cli: Cli, options: list[str]) -> None:
     done = cli("eval", "-m", *options, "+exp=sdp_mvtec", "model.feature_layers=[99],[12],[98]", name="sweep")
     assert done.code == 1
@@ -229,6 +230,7 @@ def test_a_sweep_of_which_no_trial_can_run_is_refused_once(cli: Cli, overrides: 
     assert not (cli.folder / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_one_trial_can_run_starts(cli: Cli, options: list[str]) -> None:
     done = cli("eval", "-m", *options, "+exp=sdp_mvtec", "model.smoothing_sigma=wide,4", name="sweep")
     assert [line.partition("): ")[2] for line in errors(done)] == [
@@ -237,6 +239,7 @@ def test_a_sweep_of_which_one_trial_can_run_starts(cli: Cli, options: list[str])
     assert statuses(done.folder) == ["failed", "finished"]
 
 
+@pytest.mark.slow
 def test_what_a_sweep_gives_is_not_missed(cli: Cli, options: list[str], data: Path) -> None:
     roots = f"test_data.root={data / 'mvtec'},/nowhere"  # without a value where none is swept
     done = cli("predict", "-m", *options, roots, name="sweep")
@@ -315,6 +318,7 @@ def models_before_each(cli: Cli, monkeypatch: pytest.MonkeyPatch, *command: str)
     return counts
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_one_model_at_a_time(cli: Cli, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # The middle one fails after its model was built.
     trials = "model.feature_layers=[12],[99],[11]"
