@@ -13,13 +13,17 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from datamodules.errors import UserError
+from datamodules.references import given_references
 from src import AnomalyDetector
 from src.clip.backbone import Backbone
+from src.models.method import Features
 from src.models.winclip_plus import WinCLIPPlus
 from src.run import build
 from src.run.merge import merge
+from src.scoring import Memory
 from src.sweeps import collect
 from tests.cli import Cli
+from tests.datamodules.helpers import save_image
 from tests.golden_baselines import Bench, options_of
 from tests.small_clip import PROMPTS
 from tests.test_own_images import stop_after
@@ -219,6 +223,25 @@ def test_features_from_the_cache_change_nothing(cli: Cli, tested: list[str]) -> 
         cached = cli.ok("eval", *tested, "shots=2", "feature_cache.enabled=true", name=name)
         assert (cached.folder / "predictions.csv").read_bytes() == (plain.folder / "predictions.csv").read_bytes()
     assert cached.provenance["feature_cache"]["test"]["hits"] == 6
+
+
+def test_many_references_are_computed_in_parts(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(11):
+        save_image(tmp_path / f"{number:02}.png", seed=number)
+    references = given_references(tmp_path, image_size=32)
+    method = WinCLIPPlus(tiny, PROMPTS)
+    expected = method.features(references.images_of("cup"))
+    rows, compute = [], WinCLIPPlus.features
+
+    def counted(self: WinCLIPPlus, images: torch.Tensor) -> Features:
+        rows.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(WinCLIPPlus, "features", counted)
+    (found,) = Memory(method, references, torch.float32).of(["cup"], torch.device("cpu"))
+    assert rows == [8, 8]  # the last one filled up, and without what fills it
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-5)
 
 
 def test_held_out_categories_have_no_references(tiny: Backbone) -> None:
