@@ -149,7 +149,7 @@ def validate(config: DictConfig, command: str = "train", data_set: str | None = 
             raise UserError(f"unknown configuration key '{key}'{did_you_mean(key, [*known, *ADDED])}")
         is_changed = key in _ONLY_OF and config.get(key) not in (None, Config.__dataclass_fields__[key].default)
         if is_changed and command not in _ONLY_OF[key]:
-            commands = " and ".join(f"src.{one}" for one in _ONLY_OF[key])
+            commands = ", ".join(f"src.{one}" for one in _ONLY_OF[key])
             raise UserError(f"{key} is a key of {commands}, and src.{command} does not read it; leave it out")
     try:
         _check_interpolations(OmegaConf.to_container(config))

@@ -453,9 +453,9 @@ def test_values_that_mean_nothing(override: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("command", "override", "message"),
     [
-        ("train", "+tile=518", "tile is a key of src.predict and src.calibrate, and src.train does not read it"),
-        ("eval", "+source=photos", "source is a key of src.predict and src.calibrate, and src.eval does not read it"),
-        ("train", "+threshold=0.5", "threshold is a key of src.eval and src.predict and src.calibrate"),
+        ("train", "+tile=518", "tile is a key of src.predict, src.calibrate, and src.train does not read it"),
+        ("eval", "+source=photos", "source is a key of src.predict, src.calibrate, and src.eval does not read it"),
+        ("train", "+threshold=0.5", "threshold is a key of src.eval, src.predict, src.calibrate"),
         ("predict", "+max_false_alarms=0.1", "max_false_alarms is a key of src.calibrate"),
     ],
 )

@@ -18,13 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.errors import UserError
 from experiments.benchmarks.image_tower import reference_way
 from experiments.benchmarks.timing import print_table, write_results
-from src.clip.backbone import Backbone, find_backbone
+from src.clip.backbone import Backbone, BackboneSource, find_backbone
 from src.environment import compute_in_float32
 from src.models.dual_path import DualPath
 
 ENCODE, REFERENCE, DUAL = "open_clip's encode_image", "the reference's way", "dual path"
+MODELS = ("ViT-B-16-plus-240@240", "ViT-L-14-336@518")
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 Way = Callable[[Tensor], object]
 
@@ -37,10 +39,20 @@ class Tower(NamedTuple):
     ways: dict[str, Way]
 
 
-def build_tower(model: str, device: str, compiled: bool) -> Tower:
-    """The ways for `NAME@SIZE`; the reference's is as its authors run it, never compiled."""
+def source_of(model: str) -> BackboneSource:
+    """The type of the option `--models`: a model of open_clip and the side of its images, `NAME@SIZE`."""
     name, _, size = model.partition("@")
-    backbone = Backbone(find_backbone(name, None, image_size=int(size)), compiled=compiled).to(device)
+    if not size.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected NAME@SIZE, such as ViT-L-14-336@518, but got {model}")
+    try:
+        return find_backbone(name, None, image_size=int(size))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def build_tower(source: BackboneSource, device: str, compiled: bool) -> Tower:
+    """The ways to run a tower; the reference's is as its authors run it, never compiled."""
+    backbone = Backbone(source, compiled=compiled).to(device)
     layers = backbone.architecture.quarters
     encode: Way = torch.compile(backbone.clip.encode_image) if compiled else backbone.clip.encode_image
     ways: dict[str, Way] = {
@@ -50,7 +62,8 @@ def build_tower(model: str, device: str, compiled: bool) -> Tower:
     }
     if compiled:
         del ways[REFERENCE]
-    return Tower(model, backbone, ways)
+    architecture = backbone.architecture
+    return Tower(f"{architecture.name}@{architecture.image_size}", backbone, ways)
 
 
 def flop(way: Way, images: Tensor) -> int:
@@ -119,25 +132,28 @@ def rows_of(
 def main() -> None:
     """Read the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["ViT-B-16-plus-240@240", "ViT-L-14-336@518"], help="NAME@SIZE")
+    parser.add_argument("--models", nargs="+", type=source_of, default=list(map(source_of, MODELS)), help="NAME@SIZE")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--compiled", type=int, nargs="*", default=[1, 64], help="batches that are also compiled for")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a GPU, but torch finds none; --device cpu shows only that the program works")
     compute_in_float32()
     rows = []
-    for model in arguments.models:
-        tower = build_tower(model, arguments.device, compiled=False)
+    for source in arguments.models:
+        tower = build_tower(source, arguments.device, compiled=False)
         size = tower.backbone.architecture.image_size
         one = torch.randn(1, 3, size, size, device=arguments.device)
         counts = {name: flop(way, one) for name, way in tower.ways.items()}
         rows += list(rows_of(tower, arguments.batches, arguments.device, "eager", counts))
         if arguments.compiled:
             torch._dynamo.config.cache_size_limit = 64  # one entry a batch size and precision
-            compiled = build_tower(model, arguments.device, compiled=True)
+            compiled = build_tower(source, arguments.device, compiled=True)
             rows += list(rows_of(compiled, arguments.compiled, arguments.device, "compiled", counts))
     print_table("image towers", rows)
-    write_results("accelerator", {"image towers": rows}, **vars(arguments))
+    settings = {"batches": arguments.batches, "compiled": arguments.compiled, "device": arguments.device}
+    write_results("accelerator", {"image towers": rows}, **settings)
 
 
 if __name__ == "__main__":

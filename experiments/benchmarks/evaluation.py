@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.large_data import enlarged_demo
-from experiments.benchmarks.runs import ARCHITECTURE, common_options, save_random_weights, time_command
+from experiments.benchmarks.runs import ARCHITECTURE, accelerator, common_options, save_random_weights, time_command
 from experiments.benchmarks.timing import print_table, write_results
 
 # What is timed, in the order of the table; `test` holds all the others.
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks"), help="weights and cache")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of torch, and processes that load images")
-    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--accelerator", type=accelerator, default="cpu")
     parser.add_argument("--backbone", default=ARCHITECTURE)
     parser.add_argument("--images", type=int, help="draw so many images of 700 pixels instead of reading --data")
     parser.add_argument("--kept", action="store_true", help="they are read before the test begins")

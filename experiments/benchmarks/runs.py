@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,15 @@ class Timed(NamedTuple):
 
     whole: float
     work: float
+
+
+def accelerator(name: str) -> str:
+    """The type of an option `--accelerator`: `cpu`, or `gpu` where there is one."""
+    if name not in ("cpu", "gpu"):
+        raise ArgumentTypeError(f"expected cpu or gpu, but got {name}")
+    if name == "gpu" and not torch.cuda.is_available():
+        raise ArgumentTypeError("expected a GPU, but torch finds none; take cpu")
+    return name
 
 
 def save_random_weights(folder: Path, name: str = ARCHITECTURE) -> Path:

@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from experiments.benchmarks.large_data import enlarged_demo
-from experiments.benchmarks.runs import ARCHITECTURE, common_options, save_random_weights, time_command
+from experiments.benchmarks.runs import ARCHITECTURE, accelerator, common_options, save_random_weights, time_command
 from experiments.benchmarks.timing import print_table, write_results
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/benchmarks"), help="weights, images and cache")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--accelerator", type=accelerator, default="cpu")
     parser.add_argument("--backbone", default=ARCHITECTURE)
     parser.add_argument("--images", type=int, default=1725)
     parser.add_argument("--epochs", type=int, default=10)
