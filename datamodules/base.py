@@ -344,6 +344,14 @@ class AnomalyDataModule(LightningDataModule):
             **batches,
         )
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """In a test, leave on the CPU what only metrics and callbacks read, such as masks and tiles."""
+        if self.trainer is None or self.trainer.training:
+            moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+            return moved
+        read = {name: batch[name] for name in ("image", "features") if name in batch}
+        return {**batch, **super().transfer_batch_to_device(read, device, dataloader_idx)}
+
     def _ordered_loader(self, role: str, left_out: Collection[tuple[str, str]] = ()) -> DataLoader[Sample]:
         """Batches in file order, this process's part of them; a filler if it has none, since all have to take part."""
         records = [one for one in self.records_of(role) if not left_out or self.name_of(one) not in left_out]

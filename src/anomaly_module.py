@@ -133,14 +133,6 @@ class AnomalyModule(LightningModule):
     def _references(self, batch: Batch) -> Sequence[Features] | None:
         return None if self.memory is None else self.memory.of(batch["category"], self.device)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """In a test, leave on the CPU what only metrics and callbacks read, such as masks and tiles."""
-        if self.trainer.training:
-            moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-            return moved
-        read = {name: batch[name] for name in ("image", "features") if name in batch}
-        return {**batch, **super().transfer_batch_to_device(read, device, dataloader_idx)}
-
     def configure_optimizers(self) -> Optimizer:
         """Make the optimizer of the trainable parameters.
 

@@ -25,7 +25,9 @@ def maps_of(folder: Path, golden: Golden) -> list[np.ndarray]:
     return [np.load(path) for path in paths]
 
 
-def test_sdp_reproduces_the_reference(cli: Cli, golden_a: Golden, golden_mvtec: Path) -> None:
+def test_sdp_reproduces_the_reference(
+    cli: Cli, golden_a: Golden, golden_mvtec: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     run = cli.ok(
         "eval", "+exp=sdp_mvtec", *golden_backbone(golden_a), f"test_data.root={golden_mvtec}", MEAN, "save_maps=true"
     )
@@ -39,6 +41,7 @@ def test_sdp_reproduces_the_reference(cli: Cli, golden_a: Golden, golden_mvtec: 
         assert float(row["cls_score"]) == pytest.approx(float(golden_a["prob"][i]), abs=1e-4)
         assert float(row["map_max"]) == pytest.approx(float(golden_a["map_sdp_sigma8"][i].max()), abs=1e-4)
     assert run.out.splitlines()[0] == "no training (frozen CLIP) -> test MVTec AD (6 images)"
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_sdp_plus_with_the_references_checkpoint(
